@@ -1,0 +1,76 @@
+# What developers and CI type. `make help` lists it.
+
+# What a target takes after its own arguments: make serve ARGS="--port 9000", make test ARGS="-k resume".
+ARGS ?=
+# make test PYTHONASYNCIODEBUG=1 has asyncio name slow callbacks and coroutines that nobody awaited.
+PYTHONASYNCIODEBUG ?=
+export PYTHONASYNCIODEBUG
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PURE_TESTS := tests --ignore=tests/end_to_end --ignore=tests/faults --ignore=tests/support
+
+# A step of a gate: its name, its command. What fails says so by name and stops the gate.
+step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
+
+.DELETE_ON_ERROR:
+.PHONY: help serve test test-pure lint format check javascript test-packages bench pins clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
+
+serve: .venv/runtime.stamp ## the server on http://127.0.0.1:8000 (ARGS are passed on)
+	@exec $(BIN)/realtime serve $(ARGS)
+
+# pytest comes last, so that its own summary ends the output.
+test: .venv/dev.stamp ## everything that CI checks (ARGS go to pytest)
+	$(call step,system packages,scripts/install-test-packages)
+	$(call step,ruff format --check,$(BIN)/ruff format --check .)
+	$(call step,ruff check,$(BIN)/ruff check .)
+	$(call step,mypy,$(BIN)/mypy)
+	$(call step,javascript,scripts/check-javascript)
+	@printf '\n== pytest\n'
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+test-pure: .venv/dev.stamp ## the tests that start no server (seconds; ARGS go to pytest)
+	@exec $(BIN)/python -m pytest $(PURE_TESTS) $(ARGS)
+
+lint: .venv/dev.stamp ## style and likely mistakes
+	$(call step,ruff format --check,$(BIN)/ruff format --check .)
+	$(call step,ruff check,$(BIN)/ruff check .)
+
+format: .venv/dev.stamp ## lay out the code, mend what can be mended safely
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: .venv/dev.stamp ## types
+	$(BIN)/mypy
+
+javascript: ## parse and test the page's scripts
+	scripts/check-javascript
+
+test-packages: ## install the programs that the tests run (nginx, Chromium, Redis, Node), where it may
+	scripts/install-test-packages
+
+bench: .venv/dev.stamp ## the measurements
+	$(BIN)/python -m bench.relay $(ARGS)
+	$(BIN)/python -m bench.cancel $(ARGS)
+
+pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows
+	$$(scripts/find-python) scripts/update_pins.py
+
+clean: ## remove the environment and all caches
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+.venv/runtime.stamp: pyproject.toml requirements/runtime.txt
+	@scripts/make-venv
+	@echo "Installing what the server runs on ..."
+	@$(PIP) install --quiet -r requirements/runtime.txt
+	@$(PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/runtime.stamp requirements/dev.txt
+	@echo "Installing what the checks run on ..."
+	@$(PIP) install --quiet -r requirements/dev.txt
+	@touch $@
