@@ -1,0 +1,3 @@
+"""realtime: a WebSocket-first session server for AI backends."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m realtime`: the command line."""
+
+from realtime.cli import main
+
+main()

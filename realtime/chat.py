@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def run(url: str, session: str | None) -> int:
+    raise NotImplementedError

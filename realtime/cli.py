@@ -1,0 +1,81 @@
+"""The command line: `realtime serve`, `realtime chat`."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from typing import Any
+
+import click
+
+from realtime import __version__
+
+
+@click.group()
+@click.version_option(__version__, prog_name="realtime")
+def main() -> None:
+    """A WebSocket-first session server for AI backends."""
+
+
+@main.command()
+@click.option("--host", default=None, help="The address to bind to (REALTIME_HOST, default 127.0.0.1).")
+@click.option("--port", default=None, help="The port (REALTIME_PORT, default 8000).")
+@click.option("--workers", default=1, show_default=True, help="Processes; more than one needs Redis.")
+@click.option("--insecure-no-auth", is_flag=True, help="Allow an address that others can reach.")
+def serve(host: str | None, port: str | None, workers: int, insecure_no_auth: bool) -> None:
+    """Run the server."""
+    from realtime.settings import SettingsError
+
+    try:
+        _serve(_given(host=host, port=port), workers, insecure_no_auth)
+    except (SettingsError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool) -> None:
+    from realtime.app import create_app
+    from realtime.observe import logs
+    from realtime.server import listen, make_server
+    from realtime.settings import SettingsError, load_settings, unknown_settings
+
+    settings = load_settings(**overrides)
+    if workers != 1:
+        raise SettingsError(f"--workers {workers} needs a store that processes can share; this version has none")
+    if not insecure_no_auth and not _is_loopback(settings.host):
+        raise SettingsError(
+            f"REALTIME_HOST={settings.host!r} can be reached by others, and there is no authentication: "
+            "bind to 127.0.0.1, or give --insecure-no-auth if that is meant"
+        )
+    logs.configure(settings.log_format, settings.log_level)
+    app = create_app(settings=settings)
+    listener = listen(settings)
+    for name in unknown_settings():
+        logs.warning("unknown setting", name=name)
+    host, port = listener.getsockname()[:2]
+    click.echo(f"realtime {__version__} on http://{host}:{port}", err=True)
+    make_server(app, settings).run(sockets=[listener])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@main.command()
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")
+@click.option("--session", default=None, help="Go on with this session.")
+def chat(url: str, session: str | None) -> None:
+    """Talk to a server from the terminal."""
+    from realtime.chat import run
+
+    sys.exit(run(url, session))
+
+
+if __name__ == "__main__":
+    main()

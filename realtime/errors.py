@@ -1,0 +1,114 @@
+"""Errors that a client may see: one tree, each with a type, a code, an HTTP status and words that hold no content."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from realtime.protocol import CloseCode, ErrorBody, ErrorMessage, Failure
+
+
+class RealtimeError(Exception):
+    """An error that is told to the client.
+
+    `code` is specific and stable, `message` is for a person and never holds what a user or a model said, `param`
+    names the field at fault, `retry_after_ms` says when to try again. `close_code` is the WebSocket's close code
+    where the error ends a connection.
+    """
+
+    type: ClassVar[str] = "server_error"
+    status: ClassVar[int] = 500
+    close_code: ClassVar[CloseCode] = CloseCode.INTERNAL_ERROR
+
+    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_ms = retry_after_ms
+
+    def as_message(self, *, event_id: str | None = None, fatal: bool = False) -> ErrorMessage:
+        """The `error` frame that tells of this; with `fatal` the connection's end follows."""
+        return ErrorMessage(
+            error=ErrorBody(
+                type=self.type,
+                code=self.code,
+                message=self.message,
+                param=self.param,
+                event_id=event_id,
+                retry_after_ms=self.retry_after_ms,
+                fatal=fatal,
+            )
+        )
+
+    def as_failure(self) -> Failure:
+        """The `error` of a `response.done` that this ended."""
+        return Failure(type=self.type, code=self.code, message=self.message)
+
+
+class InvalidRequest(RealtimeError):
+    """The client sent something that can't be carried out."""
+
+    type = "invalid_request_error"
+    status = 400
+    close_code = CloseCode.TOO_MANY_MALFORMED
+
+
+class PermissionDenied(RealtimeError):
+    """The client may not do this."""
+
+    type = "permission_error"
+    status = 403
+    close_code = CloseCode.FORBIDDEN
+
+
+class NotFound(RealtimeError):
+    """There is no such thing, or it isn't the client's: the two look the same."""
+
+    type = "not_found_error"
+    status = 404
+    close_code = CloseCode.NOT_FOUND
+
+
+class ConflictError(RealtimeError):
+    """It clashes with the state of the session."""
+
+    type = "conflict_error"
+    status = 409
+
+
+class RateLimited(RealtimeError):
+    """Too much, too often, or the server is full."""
+
+    type = "rate_limit_error"
+    status = 429
+    close_code = CloseCode.LIMITED
+
+
+class Unavailable(RateLimited):
+    """This instance takes nothing more now; another, or a later try, may."""
+
+    status = 503
+    close_code = CloseCode.TRY_AGAIN_LATER
+
+
+class UpstreamError(RealtimeError):
+    """The model, or the way to it, failed."""
+
+    type = "upstream_error"
+    status = 502
+
+
+class StoreError(RealtimeError):
+    """The store did not answer, or refused for a reason of its own."""
+
+    type = "store_error"
+    status = 503
+
+
+class ServerError(RealtimeError):
+    """A fault of the server, or of the responder that its owner gave it."""
+
+
+def session_not_found() -> NotFound:
+    """No such session, an expired one, or not yours: one code path, so that they can't be told apart."""
+    return NotFound("session_not_found", "There is no such session, or it has expired.", param="session_id")

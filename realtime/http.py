@@ -1,0 +1,104 @@
+"""The least of HTTP that the endpoints share: JSON answers, errors in the protocol's shape, bodies with a limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from starlette.types import Receive, Send
+
+from realtime.errors import InvalidRequest, RealtimeError
+
+BODY_TIMEOUT_S = 10.0
+Headers = list[tuple[bytes, bytes]]
+
+
+class _ErrorAnswer(Struct, omit_defaults=True):
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_ms: int | None = None
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than a body may be."""
+
+    status = 413
+
+
+def error_body(error: RealtimeError) -> bytes:
+    """`{"error": {…}}` as JSON."""
+    answer = _ErrorAnswer(error.type, error.code, error.message, error.param, error.retry_after_ms)
+    return msgspec.json.encode({"error": answer})
+
+
+def error_headers(error: RealtimeError) -> Headers:
+    """What an error answer carries beside its body."""
+    headers: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    if error.status in {429, 503}:
+        headers.append((b"retry-after", str(-(-(error.retry_after_ms or 1000) // 1000)).encode()))
+    return headers
+
+
+async def send_json(send: Send, value: Any, *, status: int = 200) -> None:
+    """Answer with a value as JSON."""
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    await send_answer(send, status, headers, msgspec.json.encode(value))
+
+
+async def send_error(send: Send, error: RealtimeError) -> None:
+    """Answer with an error and its status."""
+    await send_answer(send, error.status, error_headers(error), error_body(error))
+
+
+async def send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Answer with a body that is whole."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse_upgrade(send: Send, error: RealtimeError) -> None:
+    """Refuse a WebSocket before its upgrade, by an HTTP status."""
+    start = {"type": "websocket.http.response.start", "status": error.status, "headers": error_headers(error)}
+    await send(start)
+    await send({"type": "websocket.http.response.body", "body": error_body(error)})
+
+
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
+    """The request's body. Raises `BodyTooLarge`, or `InvalidRequest` if it does not come within `BODY_TIMEOUT_S`."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                body += message.get("body", b"")
+                if len(body) > max_bytes:
+                    raise BodyTooLarge("body_too_large", f"A body may have at most {max_bytes} bytes.")
+                if not message.get("more_body"):
+                    return bytes(body)
+    except TimeoutError:
+        raise InvalidRequest("body_timeout", "The body did not come in time.") from None
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, and cancel it the moment the client hangs up. Raises what `work` raises."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.wait([task, gone])
+    if not task.cancelled():
+        task.result()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

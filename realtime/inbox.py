@@ -1,0 +1,55 @@
+"""The commands of one connection that wait to be carried out, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from realtime.protocol import Command
+
+MAX_WAITING = 64
+"""Commands that may wait on one connection; while so many do, its reader waits."""
+
+
+class Inbox:
+    """Carries out commands in their order, in a task that exists only while there are any.
+
+    `execute` must not raise: it tells the client what went wrong.
+    """
+
+    __slots__ = ("_execute", "_waiting", "_worker")
+
+    def __init__(self, execute: Callable[[Command], Awaitable[None]]) -> None:
+        self._execute = execute
+        self._waiting: deque[Command] | None = None
+        self._worker: asyncio.Task[None] | None = None
+
+    async def put(self, command: Command) -> None:
+        """Have a command carried out. Waits only while `MAX_WAITING` do."""
+        if self._waiting is None:
+            self._waiting = deque()
+        self._waiting.append(command)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work(self._waiting))
+        elif len(self._waiting) >= MAX_WAITING:
+            await asyncio.wait([self._worker])
+
+    async def finish(self, timeout_s: float) -> None:
+        """Let what waits be carried out; what is not within `timeout_s` is given up."""
+        if self._worker is not None:
+            await asyncio.wait([self._worker], timeout=timeout_s)
+            self.stop()
+
+    def stop(self) -> None:
+        """Give up what waits."""
+        if self._worker is not None:
+            self._worker.cancel()
+
+    async def _work(self, waiting: deque[Command]) -> None:
+        try:
+            while waiting:
+                await self._execute(waiting[0])
+                waiting.popleft()
+        finally:
+            self._worker = self._waiting = None

@@ -1,0 +1,73 @@
+"""Logs: one record a line, with ids that are hashed where they are credentials, and never any content."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import traceback
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_log: Any = structlog.get_logger("realtime")
+
+
+def configure(log_format: str, log_level: str) -> None:
+    """Send every record, the libraries' too, to standard error as JSON lines or, for a person, in colours."""
+    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log_level.upper())),
+    )
+    stderr = logging.StreamHandler(sys.stderr)
+    stderr.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=[_without_exception, *shared])
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [stderr]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("realtime").setLevel(log_level.upper())
+
+
+def info(event: str, **fields: Any) -> None:
+    """Log what happened."""
+    _log.info(event, **fields)
+
+
+def warning(event: str, **fields: Any) -> None:
+    """Log what an operator should look at."""
+    _log.warning(event, **fields)
+
+
+def report(error: BaseException) -> None:
+    """Log an error with the places that it came through, and without its text, which may hold content."""
+    _log.error("error", error=type(error).__qualname__, at=places(error))
+
+
+def private(credential: str) -> str:
+    """A short hash of an id that must not be read from a log: the same id gives the same hash."""
+    return hashlib.blake2b(credential.encode(), digest_size=6).hexdigest()
+
+
+def places(error: BaseException) -> list[str]:
+    """Where an error came through, the innermost place first, as `file:line function`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames)][:20]
+
+
+def _without_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A library's record with an exception keeps its kind and places; its text may hold content."""
+    record: logging.LogRecord = event["_record"]
+    if record.exc_info and record.exc_info[1] is not None:
+        event["error"] = type(record.exc_info[1]).__qualname__
+        event["at"] = places(record.exc_info[1])
+        record.exc_info = None
+    return event

@@ -1,0 +1,187 @@
+"""One answer without a session: `/v1/stream` over server-sent events, `/v1/complete` as one body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.types import Receive, Scope, Send
+
+from realtime.conversation import Message, estimate_tokens, fit
+from realtime.decoding import invalid
+from realtime.errors import InvalidRequest, RealtimeError, ServerError
+from realtime.http import read_body, send_error, send_json, while_connected
+from realtime.observe import logs
+from realtime.protocol import Role, Tokens, Usage
+from realtime.responders.answering import answering, checked
+from realtime.responders.base import Finish, Reasoning, Request, Text, TokenCount
+from realtime.session import Limits
+from realtime.turn import Turns
+from realtime.usage import Meter
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class OneShotMessage(Struct, forbid_unknown_fields=True):
+    """One message of a conversation that the client keeps itself."""
+
+    role: Role
+    content: str
+
+
+class OneShot(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body of a one-shot request: `prompt` or `messages`."""
+
+    prompt: str | None = None
+    messages: Annotated[list[OneShotMessage], Meta(min_length=1)] | None = None
+    model: str | None = None
+    max_tokens: Tokens | None = None
+    instructions: str = ""
+
+
+class Completion(Struct):
+    """The answer of `/v1/complete`."""
+
+    text: str
+    usage: Usage
+    stop_reason: str
+    model: str
+
+
+class _Done(Struct):
+    usage: Usage
+    stop_reason: str
+
+
+class _Turn:
+    """One answer, as it comes: iterate over it for its text; `meter` and `stop_reason` are final at its end."""
+
+    def __init__(self, request: Request, turns: Turns) -> None:
+        self.request = request
+        self.stop_reason = "end_turn"
+        self.meter = Meter(estimate_tokens(request.instructions, *(message.content for message in request.messages)))
+        self._turns = turns
+
+    async def texts(self) -> AsyncGenerator[str, None]:
+        async with answering(self._turns.responder, self.request, idle_s=self._turns.idle_timeout_s) as answer:
+            async for event in answer.events:
+                match event:
+                    case Text() | str():
+                        text = event.text if isinstance(event, Text) else checked(event)
+                        self.meter.said(text)
+                        answer.progress()
+                        yield text
+                        answer.progress()  # the time that the client took to read does not count
+                    case Reasoning(text=text):
+                        self.meter.thought(text)
+                        answer.progress()
+                    case TokenCount():
+                        self.meter.counted(event)
+                    case Finish():
+                        self.meter.finished(event)
+                        self.stop_reason = event.stop_reason
+                        return
+
+
+class OneShots:
+    """The two endpoints, over what turns share. They are ASGI applications: `stream` and `complete`."""
+
+    def __init__(
+        self, turns: Turns, limits: Limits, *, default_model: str, max_body_bytes: int, send_timeout_s: float
+    ) -> None:
+        self._turns = turns
+        self._limits = limits
+        self._default_model = default_model
+        self._max_body_bytes = max_body_bytes
+        self._send_timeout_s = send_timeout_s
+
+    async def stream(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/stream`: the text as it comes, then how it ended; hanging up cancels the model call."""
+        turn = await self._begin(receive, send)
+        if turn is not None:
+            await while_connected(receive, self._stream(turn, send))
+
+    async def complete(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/complete`: the answer whole; hanging up cancels the model call."""
+        turn = await self._begin(receive, send)
+        if turn is not None:
+            await while_connected(receive, self._complete(turn, send))
+
+    async def _begin(self, receive: Receive, send: Send) -> _Turn | None:
+        """The turn that the body asks for; `None` where it was refused and the client told."""
+        try:
+            return _Turn(self._request(await read_body(receive, self._max_body_bytes)), self._turns)
+        except RealtimeError as error:
+            await send_error(send, error)
+            return None
+
+    async def _stream(self, turn: _Turn, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        try:
+            async with aclosing(turn.texts()) as texts:
+                async for text in texts:
+                    await self._send_event(send, {"text": text})
+            await self._send_event(send, _Done(turn.meter.usage(), turn.stop_reason), name="done")
+        except TimeoutError:
+            return  # the client takes nothing: the connection is of no use any more
+        except Exception as error:  # told to the client, and where it is not ours to the log
+            await self._send_event(send, _told(error).as_failure(), name="server_error")
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def _complete(self, turn: _Turn, send: Send) -> None:
+        try:
+            async with aclosing(turn.texts()) as texts:
+                text = "".join([text async for text in texts])
+        except Exception as error:  # as in `_stream`
+            await send_error(send, _told(error))
+            return
+        completion = Completion(text, turn.meter.usage(), turn.stop_reason, turn.request.model)
+        await send_json(send, completion)
+
+    async def _send_event(self, send: Send, data: Any, *, name: str = "") -> None:
+        event = f"event: {name}\n".encode() if name else b""
+        body = event + b"data: " + msgspec.json.encode(data) + b"\n\n"
+        async with asyncio.timeout(self._send_timeout_s):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _request(self, body: bytes) -> Request:
+        asked = _decode(body)
+        self._limits.check(asked.model, asked.max_tokens, tokens_param="max_tokens")
+        max_tokens = asked.max_tokens or self._limits.max_output_tokens
+        conversation = [Message(message.role, message.content) for message in asked.messages or ()]
+        if asked.prompt is not None:
+            conversation.append(Message("user", asked.prompt))
+        room = self._turns.context_tokens - max_tokens - estimate_tokens(asked.instructions)
+        return Request(
+            messages=fit(conversation, room_tokens=room, truncation=self._turns.truncation),
+            instructions=asked.instructions,
+            model=asked.model or self._default_model,
+            max_output_tokens=max_tokens,
+        )
+
+
+def _decode(body: bytes) -> OneShot:
+    try:
+        asked = msgspec.json.decode(body, type=OneShot)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise InvalidRequest("invalid_json", "The body is not JSON.") from None
+    if (asked.prompt is None) == (asked.messages is None):
+        raise InvalidRequest("invalid_message", "Give either prompt or messages.", param="prompt")
+    return asked
+
+
+def _told(error: Exception) -> RealtimeError:
+    if isinstance(error, RealtimeError):
+        return error
+    logs.report(error)
+    return ServerError("responder_failed", "The responder failed.")

@@ -1,0 +1,278 @@
+"""A session's rules: its state as the fold of its log, and what each command comes to. Pure: no I/O, no clock.
+
+`SessionState.apply` folds one event; `decide` turns a command into the events to append, or raises the error that the
+client is told. Who carries a decision out appends it with the position that the state stands at, and on a conflict
+folds on and decides again, so two commands at once are decided one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import assert_never
+
+import msgspec
+from msgspec import Struct
+
+from realtime.errors import ConflictError, InvalidRequest, NotFound
+from realtime.protocol import (
+    MAX_FRAME_BYTES,
+    MAX_UNFINISHED_CHANNELS,
+    RESERVED_IDS,
+    ChannelEvent,
+    Command,
+    Item,
+    ItemCreate,
+    ItemCreated,
+    ItemTruncate,
+    ItemTruncated,
+    Overrides,
+    Response,
+    ResponseCancel,
+    ResponseCreate,
+    ResponseCreated,
+    ResponseDone,
+    ResponseInProgress,
+    Session,
+    SessionClose,
+    SessionClosed,
+    SessionUpdate,
+    SessionUpdated,
+    Truncation,
+    cut_utf16,
+    given,
+    new_id,
+    utf16_length,
+)
+
+FRAME_MARGIN_BYTES = 1024
+"""What `seq`, `replay` and their like may add to an event when it is sent."""
+
+
+class ResponseState(Struct):
+    """What the fold knows of one response."""
+
+    id: str
+    model: str
+    user: str
+    overrides: Overrides
+    running: bool = False
+    done: bool = False
+    stopping: bool = False
+    """Its end was asked for; it may still run for a moment."""
+
+
+class CancelResponse(ChannelEvent, kw_only=True, frozen=True, tag="control.cancel_response"):
+    """On the control channel, which clients never see: whoever runs this response stops it, for `reason`."""
+
+    response_id: str
+    reason: str
+
+
+class Limits(Struct, frozen=True):
+    """What a server allows: models by name (`*` for any), and the most output tokens of a response."""
+
+    models: frozenset[str]
+    max_output_tokens: int
+
+    def check(
+        self, model: str | None, max_output_tokens: int | None, *, tokens_param: str = "max_output_tokens"
+    ) -> None:
+        """Raise `InvalidRequest` for what is asked for (`None`: nothing) and not allowed."""
+        if model is not None and not self.models & {model, "*"}:
+            raise InvalidRequest("model_not_found", "This server does not offer that model.", param="model")
+        if (max_output_tokens or 0) > self.max_output_tokens:
+            most = f"A response may have at most {self.max_output_tokens} output tokens."
+            raise InvalidRequest("max_output_tokens_too_large", most, param=tokens_param)
+
+
+class Decision(Struct, frozen=True):
+    """What a command comes to: events for the session's channel, and responses whose end it asks for."""
+
+    events: list[ChannelEvent]
+    cancels: list[CancelResponse]
+
+
+class SessionState:
+    """The fold of a session's log: settings, the conversation in its order, and the responses."""
+
+    __slots__ = ("closed", "heard", "position", "responses", "session", "timeline", "unfinished")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.position = 0
+        self.closed = False
+        self.timeline: list[Item | ResponseState] = []
+        """The conversation's order: an answer stands where its response was created."""
+        self.responses: dict[str, ResponseState] = {}
+        self.unfinished: dict[str, ResponseState] = {}
+        """Those of `responses` that have no end yet, in the order of their creation."""
+        self.heard: dict[str, int] = {}
+        """UTF-16 code units that were heard of an answer, where a client said so."""
+
+    def apply(self, event: ChannelEvent) -> None:
+        """Fold one event of the session's channel, or a response's first or last."""
+        match event:
+            case ItemCreated(item=item):
+                self.timeline.append(item)
+            case ItemTruncated(item=truncation):
+                self.heard[truncation.response_id] = truncation.heard_chars
+            case ResponseCreated(response=response, overrides=overrides):
+                self._add_response(response, overrides or Overrides())
+            case ResponseInProgress(response_id=response_id):
+                self.responses[response_id].running = True
+            case ResponseDone(response_id=response_id):
+                self.end(response_id)
+            case SessionUpdated(session=session):
+                self.session = session
+            case SessionClosed():
+                self.closed = True
+
+    def end(self, response_id: str) -> None:
+        """Fold the end of a response, whichever it was."""
+        self.responses[response_id].done = True
+        self.unfinished.pop(response_id, None)
+
+    def settings_of(self, response: ResponseState) -> Session:
+        """The session's settings with the response's own on top."""
+        return self.session.updated(response.overrides)
+
+    def runnable(self) -> ResponseState | None:
+        """The response that may run now: the first unfinished one, unless it runs already or is being stopped."""
+        first = next(iter(self.unfinished.values()), None)
+        return first if first and not (first.running or first.stopping) else None
+
+    def _add_response(self, response: Response, overrides: Overrides) -> None:
+        state = ResponseState(response.id, response.model, response.user, overrides)
+        self.responses[response.id] = self.unfinished[response.id] = state
+        self.timeline.append(state)
+
+
+def decide(state: SessionState, command: Command, *, user: str, now: str, limits: Limits, heard: str = "") -> Decision:
+    """What `command` of `user` comes to at time `now` (RFC 3339), or the error that refuses it.
+
+    `heard` is the answer's text so far, where the command truncates one. Events carry the command's `event_id`.
+    """
+    if state.closed:
+        raise ConflictError("session_closed", "The session is closed.")
+    match command:
+        case SessionUpdate():
+            decision = _update(state, command, limits)
+        case ItemCreate():
+            decision = _create_item(state, command, user, now)
+        case ItemTruncate():
+            decision = _truncate(state, command, heard)
+        case ResponseCreate():
+            decision = _create_response(state, command, user, now, limits)
+        case ResponseCancel():
+            decision = _cancel(state, command, heard)
+        case SessionClose():
+            decision = Decision([SessionClosed(reason="closed by client", for_event_id=command.event_id)], [])
+        case _:
+            assert_never(command)
+    _check_sizes(decision)
+    return decision
+
+
+def truncated_response(command: Command) -> str | None:
+    """The response whose text `decide` needs as `heard` for this command, if any."""
+    match command:
+        case ItemTruncate(response_id=response_id):
+            return response_id
+        case ResponseCancel(response_id=response_id, heard_chars=int()):
+            return response_id
+        case _:
+            return None
+
+
+def _update(state: SessionState, command: SessionUpdate, limits: Limits) -> Decision:
+    limits.check(command.session.model, command.session.max_output_tokens)
+    updated = state.session.updated(command.session)
+    return Decision([SessionUpdated(session=updated, for_event_id=command.event_id)], [])
+
+
+def _create_item(state: SessionState, command: ItemCreate, user: str, now: str) -> Decision:
+    item_id = command.item.id or new_id("item")
+    taken = any(isinstance(entry, Item) and entry.id == item_id for entry in state.timeline)
+    _check_id(item_id, taken=taken, param="item.id")
+    item = Item(id=item_id, role=command.item.role, content=command.item.content, user=user, created_at=now)
+    return Decision([ItemCreated(item=item, for_event_id=command.event_id)], [])
+
+
+def _create_response(state: SessionState, command: ResponseCreate, user: str, now: str, limits: Limits) -> Decision:
+    response_id = command.response_id or new_id("resp")
+    _check_id(response_id, taken=response_id in state.responses, param="response_id")
+    overrides = Overrides(**given(command))
+    limits.check(overrides.model, overrides.max_output_tokens)
+    settings = state.session.updated(overrides)
+    _check_room(state, settings)
+    if command.input is None and not state.timeline:
+        raise InvalidRequest("empty_conversation", "There is nothing to respond to yet.", param="input")
+    events = list(_input(command, user, now))
+    response = Response(
+        id=response_id,
+        status="queued" if state.unfinished else "in_progress",
+        model=settings.model,
+        created_at=now,
+        metadata=command.metadata or {},
+        user=user,
+    )
+    events.append(ResponseCreated(response=response, overrides=overrides, for_event_id=command.event_id))
+    interrupts = settings.multitask_strategy == "interrupt"
+    return Decision(events, list(_cancel_all(state, command.event_id)) if interrupts else [])
+
+
+def _input(command: ResponseCreate, user: str, now: str) -> Iterator[ChannelEvent]:
+    if command.input is not None:
+        item = Item(id=new_id("item"), role="user", content=command.input, user=user, created_at=now)
+        yield ItemCreated(item=item, for_event_id=command.event_id)
+
+
+def _truncate(state: SessionState, command: ItemTruncate, heard: str) -> Decision:
+    if command.response_id not in state.responses:
+        raise NotFound("response_not_found", "The session has no such response.", param="response_id")
+    return Decision([_truncated(command.response_id, command.heard_chars, heard, command.event_id)], [])
+
+
+def _cancel(state: SessionState, command: ResponseCancel, heard: str) -> Decision:
+    response = state.responses.get(command.response_id)
+    if response is None:
+        raise NotFound("response_not_found", "The session has no such response.", param="response_id")
+    events: list[ChannelEvent] = []
+    if command.heard_chars is not None:
+        events.append(_truncated(response.id, command.heard_chars, heard, command.event_id))
+    cancels = (
+        []
+        if response.done
+        else [CancelResponse(response_id=response.id, reason="cancelled", for_event_id=command.event_id)]
+    )
+    return Decision(events, cancels)
+
+
+def _truncated(response_id: str, heard_chars: int, text: str, event_id: str | None) -> ItemTruncated:
+    kept = utf16_length(cut_utf16(text, heard_chars))
+    return ItemTruncated(item=Truncation(response_id=response_id, heard_chars=kept), for_event_id=event_id)
+
+
+def _cancel_all(state: SessionState, event_id: str | None) -> Iterator[CancelResponse]:
+    for response_id in state.unfinished:
+        yield CancelResponse(response_id=response_id, reason="interrupted", for_event_id=event_id)
+
+
+def _check_room(state: SessionState, settings: Session) -> None:
+    if state.unfinished and settings.multitask_strategy == "reject":
+        raise ConflictError("response_in_progress", "Another response of the session runs or waits.")
+    if len(state.unfinished) >= MAX_UNFINISHED_CHANNELS:
+        raise ConflictError("too_many_responses", "Too many responses of the session wait already.")
+
+
+def _check_id(given_id: str, *, taken: bool, param: str) -> None:
+    if given_id in RESERVED_IDS:
+        raise InvalidRequest("reserved_id", "That id is reserved.", param=param)
+    if taken:
+        raise ConflictError("already_exists", "The session already has something with that id.", param=param)
+
+
+def _check_sizes(decision: Decision) -> None:
+    for event in decision.events:
+        if len(msgspec.json.encode(event)) > MAX_FRAME_BYTES - FRAME_MARGIN_BYTES:
+            raise InvalidRequest("too_large", "The message makes an event larger than a frame may be.")

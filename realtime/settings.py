@@ -1,0 +1,121 @@
+"""The server's settings: read once from the environment, frozen, each with its unit in its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+PREFIX = "REALTIME_"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+NOT_HERE_YET = ("REALTIME_AUTH_", "REALTIME_REDIS_URL", "REALTIME_QUEUE_REDIS_URL")
+"""Settings that this version can't honour and that would be dangerous to pass over in silence."""
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The text is one line: the setting, its value, what is allowed."""
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every setting with its default. A field `name` is read from the variable `REALTIME_NAME`."""
+
+    host: str = "127.0.0.1"
+    """The address that the server binds to."""
+    port: Port = 8000
+    """The port that it binds to; 0 takes a free one."""
+    responder: Literal["auto", "anthropic", "demo"] = "auto"
+    """Who answers: `auto` is `anthropic` where its key is set, else `demo`."""
+    model: str = ""
+    """The default model; empty: the responder's own default."""
+    allowed_models: tuple[str, ...] = ()
+    """Which models a client may ask for beside the default one; `*` allows any."""
+    model_context_tokens: Positive = 200_000
+    """How many tokens of conversation and answer the model can hold."""
+    truncation: Literal["auto", "error"] = "auto"
+    """When the conversation outgrows the model: `auto` leaves out the oldest items, `error` refuses."""
+    max_output_tokens: Positive = 4096
+    """The most that a response may ask for, and the default."""
+    thinking: Literal["off", "adaptive"] = "off"
+    """Whether the model is asked to think; its reasoning is then streamed as `response.reasoning.delta`."""
+    session_ttl_s: Seconds = 3600
+    """How long a session is kept after its last use."""
+    on_disconnect: Literal["cancel", "continue"] = "cancel"
+    """What a response does when its last viewer leaves."""
+    disconnect_grace_ms: NotNegative = 0
+    """How long a response waits for a viewer to come back."""
+    max_message_bytes: Positive = 65_536
+    """The largest client message."""
+    max_body_bytes: Positive = 2 * 1024 * 1024
+    """The largest body of a one-shot request."""
+    max_session_bytes: Positive = 8 * 1024 * 1024
+    """The most that a session's logs may hold; past it `session_full`."""
+    max_connections: Positive = 10_000
+    """Connections at once, on this instance."""
+    send_timeout_s: Seconds = 30
+    """A reader that takes nothing for so long is closed with 4408."""
+    lease_s: Seconds = 10
+    """How long after its last sign of life a viewer counts as lost."""
+    ping_interval_s: Seconds = 10
+    """How often a WebSocket is pinged; one that does not answer for so long again is gone."""
+    upstream_idle_timeout_s: Seconds = 60
+    """A model that says nothing for so long has failed."""
+    upstream_retry_s: Seconds = 30
+    """How long a model call may be retried before its first byte, in all."""
+    upstream_max_connections: Positive = 10_000
+    """Model calls at once, on this instance."""
+    journal_interval_ms: Positive = 50
+    """How often running responses are written to the store."""
+    drain_s: Seconds = 20
+    """How long a shutdown may take."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """`auto` is `console` on a terminal, else `json`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
+
+
+def load_settings(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+    """The settings of an environment, with `overrides` (from the command line) on top.
+
+    Raises `SettingsError` with one line for the first setting that is wrong.
+    """
+    for name in environ:
+        if name.startswith(NOT_HERE_YET):
+            raise SettingsError(f"{name} is set, but this version of realtime does not support it yet; unset it")
+    values: dict[str, Any] = {}
+    for field, hint in get_type_hints(Settings, include_extras=True).items():
+        if field in overrides:
+            values[field] = _convert(field, overrides[field], hint)
+        elif (text := environ.get(variable(field))) is not None and text.strip() != "":
+            values[field] = _convert(field, text.strip(), hint)
+    return Settings(**values)
+
+
+def unknown_settings(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Variables that look like settings but are none: a typing error, or from another version."""
+    known = {variable(field) for field in Settings.__struct_fields__}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    return PREFIX + field.upper()
+
+
+def _convert(field: str, value: Any, hint: Any) -> Any:
+    if isinstance(value, str) and hint == tuple[str, ...]:
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
+    try:
+        converted = msgspec.convert(value, hint, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{variable(field)}={value!r} is not allowed: {error}") from None
+    if isinstance(converted, float) and not 0 < converted < 1e9:
+        raise SettingsError(f"{variable(field)}={value!r} is not allowed: expected a number of seconds above 0")
+    return converted

@@ -1,0 +1,1 @@
+"""Where sessions live: one narrow interface, and its implementations."""

@@ -1,0 +1,210 @@
+"""One model turn: claims a response, streams its answer into the log, and writes its one end, however it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import assert_never
+
+from msgspec import Struct
+
+from realtime.conversation import estimate_tokens, fit, messages
+from realtime.errors import RealtimeError, ServerError
+from realtime.hub import LiveSession
+from realtime.journal import Journal, Tail
+from realtime.log import Deltas
+from realtime.protocol import (
+    MAX_FRAME_CHARS,
+    Delta,
+    OutputTextDelta,
+    ReasoningDelta,
+    ResponseDone,
+    ResponseInProgress,
+    ResponseStatus,
+)
+from realtime.responders.answering import answering, checked
+from realtime.responders.base import Finish, Reasoning, Request, Responder, Text, TokenCount
+from realtime.session import ResponseState
+from realtime.store.base import PositionConflict, Write
+from realtime.usage import Meter, status_of
+
+
+class End(Struct, frozen=True, kw_only=True):
+    """How a response ends. `for_event_id` is the command's that asked for it, if one did."""
+
+    status: ResponseStatus
+    stop_reason: str | None = None
+    error: RealtimeError | None = None
+    for_event_id: str | None = None
+
+    @classmethod
+    def failed(cls, error: RealtimeError) -> End:
+        """The end of a response that failed."""
+        return cls(status="failed", error=error)
+
+
+class Turns(Struct, frozen=True):
+    """What turns need and share. `report` takes the errors that are not ours, for the log."""
+
+    responder: Responder
+    journal: Journal
+    idle_timeout_s: float
+    context_tokens: int
+    truncation: str
+    report: Callable[[BaseException], None]
+
+
+class Turn:
+    """One response of a live session, from its claim to its end.
+
+    `run` is its life; `stop` ends it early. Whichever end comes first counts, and there is exactly one, unless
+    somebody else has ended the response in the store: then this turn stops and says nothing more.
+    """
+
+    __slots__ = (
+        "_end",
+        "_live",
+        "_meter",
+        "_reasoning",
+        "_response",
+        "_tail",
+        "_task",
+        "_text",
+        "_turns",
+        "_view",
+    )
+
+    def __init__(self, live: LiveSession, response: ResponseState, turns: Turns) -> None:
+        self._live = live
+        self._response = response
+        self._turns = turns
+        self._view = live.views[response.id]
+        self._tail = Tail(live.id, response.id, self._view, lost=self._lose)
+        self._text = OutputTextDelta(response_id=response.id, delta="")
+        self._reasoning = ReasoningDelta(response_id=response.id, delta="")
+        self._meter = Meter(0)
+        self._task: asyncio.Task[None] | None = None
+        self._end: End | None = None
+
+    async def run(self) -> None:
+        """Claim the response, answer it, end it. Returns when the store has the end, or has refused it."""
+        try:
+            end = await self._until_end()
+            await self._turns.journal.finish(self._tail, self._done(end))
+        except PositionConflict:
+            return  # somebody else has claimed or ended it: it is theirs now
+        except RealtimeError as error:
+            if error.code != "session_not_found":
+                self._turns.report(error)
+
+    def stop(self, end: End) -> None:
+        """End the response with `end`, unless it is ending already. The model call is closed at once."""
+        if self._end is None:
+            self._end = end
+            if self._task is not None and self._task is not asyncio.current_task():
+                self._task.cancel()
+
+    async def _until_end(self) -> End:
+        """Answer until the answer, or `stop`, or an error ends it. Only while this runs can `stop` cancel the task."""
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        try:
+            end = self._end or await self._answer()
+            return self._end or end
+        except asyncio.CancelledError:
+            if self._end is None:
+                raise
+            task.uncancel()
+            return self._end
+        except RealtimeError as error:
+            return End.failed(error)
+        except PositionConflict:
+            raise
+        except Exception as error:  # the responder is somebody else's code: whatever it raises ends this turn only
+            self._turns.report(error)
+            return End.failed(ServerError("responder_failed", "The responder failed."))
+        finally:
+            self._task = None
+
+    async def _answer(self) -> End:
+        claim = ResponseInProgress(response_id=self._response.id)
+        await self._live.store.append(self._live.id, [Write(self._response.id, [claim], expect=0)])
+        request = await self._request()
+        async with answering(self._turns.responder, request, idle_s=self._turns.idle_timeout_s) as answer:
+            async for event in answer.events:
+                if self._end is not None:
+                    return self._end
+                if isinstance(event, Finish):
+                    self._meter.finished(event)
+                    return End(status=status_of(event.stop_reason), stop_reason=event.stop_reason)
+                if self._take(event):
+                    answer.progress()
+        return End(status="completed", stop_reason="end_turn")
+
+    def _take(self, event: str | Text | Reasoning | TokenCount) -> bool:
+        """Show what the responder says; returns whether it said something."""
+        match event:
+            case Text(text=text):
+                self._meter.said(text)
+                return self._show(self._text, text)
+            case str():
+                self._meter.said(checked(event))
+                return self._show(self._text, event)
+            case Reasoning(text=text):
+                self._meter.thought(text)
+                return self._show(self._reasoning, text)
+            case TokenCount():
+                self._meter.counted(event)
+                return False
+            case _:
+                assert_never(event)
+
+    def _show(self, template: Delta, text: str) -> bool:
+        for start in range(0, len(text), MAX_FRAME_CHARS):
+            self._view.append_delta(template, text[start : start + MAX_FRAME_CHARS])
+        if text:
+            self._turns.journal.mark(self._tail)
+            self._live.wake()
+        return bool(text)
+
+    async def _request(self) -> Request:
+        settings = self._live.state.settings_of(self._response)
+        room = self._turns.context_tokens - settings.max_output_tokens - estimate_tokens(settings.instructions)
+        conversation = messages(self._live.state, await self._answers(), upto=self._response)
+        fitting = fit(conversation, room_tokens=room, truncation=self._turns.truncation)
+        self._meter = Meter(estimate_tokens(settings.instructions, *(message.content for message in fitting)))
+        return Request(
+            messages=fitting,
+            instructions=settings.instructions,
+            model=settings.model,
+            max_output_tokens=settings.max_output_tokens,
+            session_id=self._live.id,
+            response_id=self._response.id,
+        )
+
+    async def _answers(self) -> dict[str, str]:
+        others = [response_id for response_id in self._live.state.responses if response_id != self._response.id]
+        return {response_id: await answer_text(self._live, response_id) for response_id in others}
+
+    def _lose(self, error: Exception) -> None:
+        """The store refused what this turn said: it stops, and whether its end is taken is up to the store."""
+        lost = ServerError("response_lost", "The response was ended elsewhere.")
+        self.stop(End.failed(error if isinstance(error, RealtimeError) else lost))
+
+    def _done(self, end: End) -> ResponseDone:
+        return ResponseDone(
+            response_id=self._response.id,
+            status=end.status,
+            stop_reason=end.stop_reason,
+            usage=self._meter.usage(),
+            output_chars=self._meter.chars,
+            error=end.error.as_failure() if end.error else None,
+            heard_chars=self._live.state.heard.get(self._response.id),
+            for_event_id=end.for_event_id,
+        )
+
+
+async def answer_text(live: LiveSession, response_id: str) -> str:
+    """The text of a response as far as it has come; empty for one that is unknown or has said nothing."""
+    runs = [entry for entry in await live.entries(response_id) if isinstance(entry, Deltas)]
+    return "".join("".join(run.texts) for run in runs if isinstance(run.template, OutputTextDelta))

@@ -1,0 +1,49 @@
+"""Runs the real server for a test: the application under uvicorn, on a free port, in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from realtime.app import create_app
+from realtime.engine import Engine
+from realtime.responders.base import Responder
+from realtime.responders.demo import demo
+from realtime.server import listen, make_server
+from realtime.settings import Settings
+
+
+class RunningServer:
+    """A server that is up: `url` is `http://127.0.0.1:PORT`, `ws_url` the WebSocket endpoint."""
+
+    def __init__(self, port: int, engine: Engine) -> None:
+        self.port = port
+        self.engine = engine
+        self.url = f"http://127.0.0.1:{port}"
+        self.ws_url = f"ws://127.0.0.1:{port}/v1/realtime"
+
+    @property
+    def busy_sessions(self) -> int:
+        """Sessions that somebody looks at, or in which a response runs."""
+        return len(list(self.engine.hub.sessions()))
+
+
+@asynccontextmanager
+async def running_server(responder: Responder = demo, **settings: Any) -> AsyncIterator[RunningServer]:
+    """A server with `responder` and `settings` (any field of `Settings`); any model may be asked for."""
+    chosen = Settings(**{"port": 0, "allowed_models": ("*",), "drain_s": 1, **settings})
+    app = create_app(responder, chosen)
+    listener = listen(chosen)
+    server = make_server(app, chosen)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            await asyncio.sleep(0)
+            if serving.done():
+                serving.result()
+        yield RunningServer(listener.getsockname()[1], app.state.engine)
+    finally:
+        server.should_exit = True
+        await serving
