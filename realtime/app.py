@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -21,6 +23,8 @@ from realtime.http import error_body, error_headers, send_error, send_json
 from realtime.journal import Journal
 from realtime.observe import logs
 from realtime.oneshot import OneShots
+from realtime.origins import LOOPBACK, OriginCheck
+from realtime.pace import Pace
 from realtime.protocol import Session
 from realtime.responders.base import Responder
 from realtime.responders.choose import choose
@@ -51,6 +55,7 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
     `SettingsError` where they can't work.
     """
     settings = settings or load_settings()
+    mimetypes.init()  # reads files, which the first answer with a static file would otherwise do in the event loop
     default_model = "default"
     if responder is None:
         responder, default_model = choose(settings)
@@ -61,6 +66,7 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
     turns = Turns(
         responder=responder,
         journal=journal,
+        pace=Pace(),
         idle_timeout_s=settings.upstream_idle_timeout_s,
         context_tokens=settings.model_context_tokens,
         truncation=settings.truncation,
@@ -88,16 +94,25 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
             WebSocketRoute("/v1/realtime", socket),
             Route("/v1/stream", _Endpoint(oneshots.stream), methods=["POST"]),
             Route("/v1/complete", _Endpoint(oneshots.complete), methods=["POST"]),
-            Route("/healthz", _Endpoint(_alive)),
-            Route("/readyz", _Endpoint(partial(_ready, store))),
+            Route("/healthz", _Endpoint(_alive), methods=["GET"]),
+            Route("/readyz", _Endpoint(partial(_ready, store)), methods=["GET"]),
             Route("/", page),
             Mount("/static", page),
         ],
         exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
+        middleware=[Middleware(OriginCheck, hosts=_hosts(settings), origins=_origins(settings))],
         lifespan=lambda _app: _lifespan(store, responder, engine, socket),
     )
     app.state.engine = engine
     return app
+
+
+def _hosts(settings: Settings) -> frozenset[str]:
+    return frozenset({*LOOPBACK, settings.host, *map(str.lower, settings.allowed_hosts)})
+
+
+def _origins(settings: Settings) -> frozenset[str]:
+    return frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
 
 
 def _defaults(settings: Settings, model: str) -> Session:

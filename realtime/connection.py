@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from functools import partial
+from itertools import islice
 
 from starlette.types import Message, Receive, Send
 
@@ -19,6 +20,7 @@ from realtime.inbox import Inbox
 from realtime.observe import logs
 from realtime.opening import Opening
 from realtime.protocol import (
+    SESSION_CHANNEL,
     CloseCode,
     Command,
     Participant,
@@ -39,6 +41,8 @@ MAX_MALFORMED = 100
 CLOSE_TIMEOUT_S = 1.0
 LAST_COMMANDS_S = 1.0
 """How long commands that came before a disconnect may take."""
+MAX_TOLD_PARTICIPANTS = 1000
+"""How many participants the first frame names, so that it stays within a frame's limit."""
 SERVER_CODES = frozenset({1001, 1012})
 """The close codes with which the ASGI server says that it was the one that ended the connection."""
 
@@ -206,6 +210,8 @@ class Connection:
             if self._dropped is not None:
                 raise self._dropped from None
             raise
+        except RealtimeError as error:
+            raise Closing.told(error) from None
         except (OSError, RuntimeError):  # the ASGI server has closed the connection; the reader is told how
             self._asides.close()
 
@@ -218,10 +224,12 @@ class Connection:
             session=self._engine.describe(live),
             connection_id=self.participant.connection_id,
             positions=live.positions(),
-            participants=list(participants.values()),
+            participants=list(islice(participants.values(), MAX_TOLD_PARTICIPANTS)),
         )
         cursor = Cursor(live, start, interval_s=self._opening.delta_interval_s)
         await self._send(frame, self._loop.time())
+        if live.state.closed and cursor.positions[SESSION_CHANNEL] >= live.state.position:
+            raise Closing(CloseCode.NORMAL)  # the client has seen the end already
         return cursor
 
     async def _send(self, message: ServerMessage, now: float) -> None:

@@ -15,6 +15,7 @@ from realtime.errors import NotFound
 from realtime.hub import LiveSession
 from realtime.log import ChannelLog
 from realtime.protocol import (
+    CONTROL_CHANNEL,
     MAX_FRAME_BYTES,
     SESSION_CHANNEL,
     ChannelEvent,
@@ -41,7 +42,7 @@ class Start:
 
     def _resume(self, channel: str, position: int) -> None:
         head = self.heads.get(channel)
-        if head is None:
+        if head is None or channel == CONTROL_CHANNEL:
             return
         if channel == SESSION_CHANNEL and position > head.position:
             raise NotFound("store_lost", "The session has lost events that you have seen; start a new one.")
@@ -55,6 +56,7 @@ async def find_start(live: LiveSession, after: Mapping[str, int] | None) -> Star
     """Where a reader that has `after` begins in `live`. Raises `NotFound` (`store_lost`) if the session has less."""
     heads = (await live.store.load(live.id)).heads
     shown = {name: Head(position, finished=False) for name, position in live.positions().items()}
+    shown[SESSION_CHANNEL] = Head(live.state.position, finished=live.state.closed)
     return Start({**heads, **shown}, after)
 
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from realtime.errors import InvalidRequest
 from realtime.protocol import MSGPACK, AnyClientMessage, Codec
 
+MAX_PARAM_CHARS = 100
 _PARAM = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
 
 
@@ -43,11 +44,13 @@ def invalid(error: msgspec.ValidationError) -> InvalidRequest:
     """What msgspec found wrong, as an error of the protocol: the field in `param`, the reason in `message`."""
     text = str(error)
     found = _PARAM.search(text)
-    param = found[1] if found else None
+    param = found[1][:MAX_PARAM_CHARS] if found else None
     reason = text[: found.start()] if found else text
     if param == "type" or "required field `type`" in reason:
         return InvalidRequest("unknown_type", "There is no such type of message.", param="type")
     if reason.startswith("Object contains unknown field"):
-        field = reason.split("`")[1]
+        field = reason.split("`")[1][:MAX_PARAM_CHARS]
         return InvalidRequest("unknown_field", "There is no such field.", param=f"{param}.{field}" if param else field)
-    return InvalidRequest("invalid_message", f"{reason[:200]}.", param=param or None)
+    if reason.startswith("Invalid "):  # it repeats the value, which is the client's
+        reason = "That value is not allowed"
+    return InvalidRequest("invalid_message", f"{reason}.", param=param or None)

@@ -47,16 +47,19 @@ class Engine:
         self._running: dict[tuple[str, str], Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
+        self._stopping = False
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         self.spawn(self._turns.journal.run())
+        self.spawn(self._turns.pace.run())
         self.spawn(self._beat())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
@@ -96,7 +99,15 @@ class Engine:
         while not await self._seen(live, record):
             answer = truncated_response(command)
             heard = await answer_text(live, answer) if answer else ""
-            decision = decide(live.state, command, user=user, now=timestamp(), limits=self._limits, heard=heard)
+            decision = decide(
+                live.state,
+                command,
+                user=user,
+                now=timestamp(),
+                limits=self._limits,
+                heard=heard,
+                expires_at=timestamp(in_s=self._ttl_s),
+            )
             writes = _writes(live, decision)
             try:
                 if writes:
@@ -121,7 +132,7 @@ class Engine:
             self._end_all(live, End(status="cancelled", stop_reason=f"session_{live.gone.reason}"))
             return
         if live.state.closed:
-            self._end_all(live, End(status="cancelled", stop_reason="session_closed"))
+            self._end_all(live, _cancelled("session_closed", live.state.closed_by))
         response = live.state.runnable()
         if response is not None and (live.id, response.id) not in self._running:
             self._start(live, response)
@@ -191,7 +202,12 @@ class Engine:
             return
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have `work` run until it ends or the engine does. It must not raise: that would end the engine."""
+        """Have `work` run until it ends or the engine does. It must not raise: that would end the engine.
+
+        An engine that is stopping takes no more work."""
+        if self._stopping:
+            work.close()
+            return
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

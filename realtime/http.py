@@ -76,6 +76,8 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             while True:
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise InvalidRequest("body_incomplete", "The client left within its body.")
                 body += message.get("body", b"")
                 if len(body) > max_bytes:
                     raise BodyTooLarge("body_too_large", f"A body may have at most {max_bytes} bytes.")

@@ -28,7 +28,7 @@ from realtime.session import CancelResponse, SessionState
 from realtime.store.base import Appended, Gone, Notice, Snapshot, Store, ViewerJoined, ViewerLeft
 from realtime.viewers import Audience
 
-WINDOW = 64
+WINDOW = 32
 """How many of a channel's newest events stay at hand for its readers; who is further behind reads from the store."""
 
 
@@ -68,6 +68,9 @@ class View:
         """Take what the store has from position `first` on; returns the events of it that were not shown before,
         deltas left out."""
         end = first + sum(map(length, entries)) - 1
+        if end <= self.log.head:  # all of it was shown from here
+            self.stored = max(self.stored, end)
+            return []
         fresh = list(_after(entries, self.log.head + 1 - first))
         self.log.extend(fresh)
         self.stored = max(self.stored, end)
@@ -177,9 +180,12 @@ class LiveSession:
             reader.wake()
 
     def positions(self) -> dict[str, int]:
-        """Where the session and its unfinished channels stand now."""
+        """Where the session and its unfinished channels stand now.
+
+        A closed session stands before its end: who begins here is still to be told of that.
+        """
         unfinished = {name: self.views[name].log.head for name in self.state.unfinished}
-        return {SESSION_CHANNEL: self.views[SESSION_CHANNEL].log.head, **unfinished}
+        return {SESSION_CHANNEL: self.state.position - int(self.state.closed), **unfinished}
 
     async def entries(self, channel: str) -> list[Entry]:
         """A channel whole: what the store has of it, then what is shown and not stored yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +26,10 @@ class IdleTimeout:
         """Something happened: the silence starts anew."""
         self._last = self._loop.time()
 
+    def pause(self) -> None:
+        """What follows is no silence, until the next `progress`."""
+        self._last = math.inf
+
     @property
     def expired(self) -> bool:
         """Whether the `TimeoutError` that left the block is this one's."""
@@ -34,7 +39,7 @@ class IdleTimeout:
         self._loop = asyncio.get_running_loop()
         await self._timeout.__aenter__()
         self.progress()
-        self._arm()
+        self._arm(self._last)
         return self
 
     async def __aexit__(
@@ -44,12 +49,14 @@ class IdleTimeout:
             self._timer.cancel()
         await self._timeout.__aexit__(kind, error, trace)
 
-    def _arm(self) -> None:
-        self._timer = self._loop.call_at(self._last + self._idle_s, self._look)
+    def _arm(self, silent_since: float) -> None:
+        self._timer = self._loop.call_at(silent_since + self._idle_s, self._look)
 
     def _look(self) -> None:
-        if self._loop.time() >= self._last + self._idle_s:
+        now = self._loop.time()
+        silent_since = min(self._last, now)
+        if now >= silent_since + self._idle_s:
             self._timer = None
-            self._timeout.reschedule(self._last)
+            self._timeout.reschedule(now)
         else:
-            self._arm()
+            self._arm(silent_since)

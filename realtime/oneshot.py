@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -28,6 +28,12 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+
+_SEPARATORS = {"\u0085".encode(): rb"\u0085", "\u2028".encode(): rb"\u2028", "\u2029".encode(): rb"\u2029"}
+
+
+class _ReaderStalledError(Exception):
+    """The client has taken nothing for `send_timeout_s`."""
 
 
 class OneShotMessage(Struct, forbid_unknown_fields=True):
@@ -77,9 +83,9 @@ class _Turn:
                     case Text() | str():
                         text = event.text if isinstance(event, Text) else checked(event)
                         self.meter.said(text)
-                        answer.progress()
+                        answer.pause()
                         yield text
-                        answer.progress()  # the time that the client took to read does not count
+                        answer.progress()
                     case Reasoning(text=text):
                         self.meter.thought(text)
                         answer.progress()
@@ -125,22 +131,28 @@ class OneShots:
 
     async def _stream(self, turn: _Turn, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        with suppress(_ReaderStalledError):  # the connection is of no use any more
+            await self._tell(turn, send)
+            await self._send_body(send, b"data: [DONE]\n\n", more=False)
+
+    async def _tell(self, turn: _Turn, send: Send) -> None:
+        """The text as it comes, and then how it ended."""
         try:
             async with aclosing(turn.texts()) as texts:
                 async for text in texts:
                     await self._send_event(send, {"text": text})
-            await self._send_event(send, _Done(turn.meter.usage(), turn.stop_reason), name="done")
-        except TimeoutError:
-            return  # the client takes nothing: the connection is of no use any more
+        except _ReaderStalledError:
+            raise
         except Exception as error:  # told to the client, and where it is not ours to the log
             await self._send_event(send, _told(error).as_failure(), name="server_error")
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+        else:
+            await self._send_event(send, _Done(turn.meter.usage(), turn.stop_reason), name="done")
 
     async def _complete(self, turn: _Turn, send: Send) -> None:
         try:
             async with aclosing(turn.texts()) as texts:
                 text = "".join([text async for text in texts])
-        except Exception as error:  # as in `_stream`
+        except Exception as error:  # as in `_tell`
             await send_error(send, _told(error))
             return
         completion = Completion(text, turn.meter.usage(), turn.stop_reason, turn.request.model)
@@ -148,9 +160,14 @@ class OneShots:
 
     async def _send_event(self, send: Send, data: Any, *, name: str = "") -> None:
         event = f"event: {name}\n".encode() if name else b""
-        body = event + b"data: " + msgspec.json.encode(data) + b"\n\n"
-        async with asyncio.timeout(self._send_timeout_s):
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._send_body(send, event + b"data: " + _one_line(data) + b"\n\n")
+
+    async def _send_body(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        except TimeoutError:
+            raise _ReaderStalledError from None
 
     def _request(self, body: bytes) -> Request:
         asked = _decode(body)
@@ -166,6 +183,15 @@ class OneShots:
             model=asked.model or self._default_model,
             max_output_tokens=max_tokens,
         )
+
+
+def _one_line(data: Any) -> bytes:
+    """`data` as JSON that is one line for those clients too that take U+0085, U+2028 and U+2029 for line ends."""
+    body = msgspec.json.encode(data)
+    if not body.isascii():
+        for separator, escape in _SEPARATORS.items():
+            body = body.replace(separator, escape)
+    return body
 
 
 def _decode(body: bytes) -> OneShot:

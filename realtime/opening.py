@@ -38,7 +38,7 @@ def read_opening(scope: Scope) -> Opening:
     return Opening(
         codec=_codec(scope["subprotocols"]),
         session_id=session_id,
-        after=positions,
+        after=positions if session_id else None,
         history=history == "all" or positions is not None,
         delta_interval_s=_interval_ms(query.get("delta_interval_ms", "0")) / 1000,
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn._types import ASGISendEvent
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode as WireCloseCode
 from websockets.frames import Frame
 
+from realtime.doorbell import Doorbell
 from realtime.settings import Settings
 
 ABORT_S = 2.0
@@ -20,22 +24,103 @@ MAX_FRAGMENTS = 1024
 """Frames that one message may come in: empty ones pass any limit on bytes."""
 SEND_BUFFER_BYTES = 128 * 1024
 """The kernel's buffer per client; Linux doubles it. Without a limit it grows to megabytes for one that stalls."""
+HEAD_TIMEOUT_S = 10.0
+"""How long the head of a request may take."""
 BACKLOG = 4096
+GC_THRESHOLDS = (20_000, 20, 20)
+"""Fewer collections than Python's 700 allocations: what a token allocates is freed by its reference count."""
+
+
+class Mailbox:
+    """The messages that one task receives: an `asyncio.Queue` without its four deques of 600 bytes each."""
+
+    __slots__ = ("_doorbell", "_messages")
+
+    def __init__(self) -> None:
+        self._messages: list[ASGIReceiveEvent] = []
+        self._doorbell = Doorbell()
+
+    def put_nowait(self, message: ASGIReceiveEvent) -> None:
+        """Add a message."""
+        self._messages.append(message)
+        self._doorbell.ring()
+
+    def empty(self) -> bool:
+        """Whether no message waits."""
+        return not self._messages
+
+    async def get(self) -> ASGIReceiveEvent:
+        """The next message, once there is one."""
+        while not self._messages:
+            await self._doorbell.wait()
+        return self._messages.pop(0)
+
+
+class Gate:
+    """An `asyncio.Event`, open at first, that takes no memory while nobody waits."""
+
+    __slots__ = ("_open", "_waiters")
+
+    def __init__(self) -> None:
+        self._open = True
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def set(self) -> None:
+        """Open it: who waits goes on."""
+        self._open = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    def clear(self) -> None:
+        """Close it."""
+        self._open = False
+
+    async def wait(self) -> None:
+        """Return once it is open."""
+        while not self._open:
+            self._waiters.append(asyncio.get_running_loop().create_future())
+            await self._waiters[-1]
 
 
 class StallProofProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, whose every end is bounded in time.
+    """uvicorn's WebSocket protocol, whose every end is bounded in time, and which keeps less per connection.
 
     uvicorn closes a connection once its write buffer is empty, which for a client that has stopped reading is never;
     and it would wait for room in the buffer before it even sends the close frame.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.queue = Mailbox()  # type: ignore[assignment]  # all of a queue that uvicorn uses
+        self.writable = Gate()  # type: ignore[assignment]  # all of an event that it uses
+
     async def send(self, message: ASGISendEvent) -> None:
-        """As uvicorn's, but a close waits for nobody."""
+        """As uvicorn's, but a close waits for nobody, and what was needed for the handshake does not outlive it."""
         if message["type"] == "websocket.close":
             self.writable.set()
             self._abort_later()
         await super().send(message)
+        if message["type"] == "websocket.accept":
+            del self.request, self.response
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # a refusal is an answer too, and no fault to be logged
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, which lets a connection linger whose upgrade request the parser refused."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        """As uvicorn's, which logs a traceback for text that is not UTF-8."""
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self.frames = []
+            self.conn.fail(WireCloseCode.INVALID_DATA)
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
 
     def keepalive_timeout(self) -> None:
         """No pong came in time: the client has vanished."""
@@ -60,10 +145,68 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         self.loop.call_later(ABORT_S, self.transport.abort)
 
 
+class PunctualHttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, with a deadline for the head of each request."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there: it has to say what it wants."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """Its head is whole."""
+        self._forget_deadline()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._forget_deadline()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._forget_deadline()
+        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which takes what it has loaded out of the garbage collector's sight once it is up.
+
+    The model SDK alone brings hundreds of thousands of objects that live for ever; to walk them stops the loop for
+    tenths of a second, again and again.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+
+
 def listen(settings: Settings) -> socket.socket:
     """A listening socket whose connections stall neither for ever nor in megabytes. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY on these
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -77,9 +220,10 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def make_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
-    """A uvicorn server that is ready to run on a socket of `listen`."""
+def make_server(app: ASGIApp, settings: Settings) -> Server:
+    """A server that is ready to run on a socket of `listen`."""
     options: dict[str, Any] = {
+        "http": PunctualHttpProtocol,
         "ws": StallProofProtocol,
         "ws_max_size": settings.max_message_bytes,
         "ws_ping_interval": settings.ping_interval_s,
@@ -93,4 +237,4 @@ def make_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
         "backlog": BACKLOG,
         "timeout_graceful_shutdown": max(1, round(settings.drain_s)),
     }
-    return uvicorn.Server(uvicorn.Config(app, **options))
+    return Server(uvicorn.Config(app, **options))

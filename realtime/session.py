@@ -12,6 +12,7 @@ from typing import assert_never
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from realtime.errors import ConflictError, InvalidRequest, NotFound
 from realtime.protocol import (
@@ -32,6 +33,7 @@ from realtime.protocol import (
     ResponseCreated,
     ResponseDone,
     ResponseInProgress,
+    Scalar,
     Session,
     SessionClose,
     SessionClosed,
@@ -46,6 +48,8 @@ from realtime.protocol import (
 
 FRAME_MARGIN_BYTES = 1024
 """What `seq`, `replay` and their like may add to an event when it is sent."""
+MAX_SESSION_BYTES = 96 * 1024
+"""The most that a session's settings may take: positions and participants share the first frame with them."""
 
 
 class ResponseState(Struct):
@@ -95,12 +99,14 @@ class Decision(Struct, frozen=True):
 class SessionState:
     """The fold of a session's log: settings, the conversation in its order, and the responses."""
 
-    __slots__ = ("closed", "heard", "position", "responses", "session", "timeline", "unfinished")
+    __slots__ = ("closed", "closed_by", "heard", "position", "responses", "session", "timeline", "unfinished")
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.position = 0
         self.closed = False
+        self.closed_by: str | None = None
+        """The `event_id` of the command that closed it."""
         self.timeline: list[Item | ResponseState] = []
         """The conversation's order: an answer stands where its response was created."""
         self.responses: dict[str, ResponseState] = {}
@@ -124,8 +130,9 @@ class SessionState:
                 self.end(response_id)
             case SessionUpdated(session=session):
                 self.session = session
-            case SessionClosed():
+            case SessionClosed(for_event_id=event_id):
                 self.closed = True
+                self.closed_by = event_id
 
     def end(self, response_id: str) -> None:
         """Fold the end of a response, whichever it was."""
@@ -147,16 +154,19 @@ class SessionState:
         self.timeline.append(state)
 
 
-def decide(state: SessionState, command: Command, *, user: str, now: str, limits: Limits, heard: str = "") -> Decision:
+def decide(
+    state: SessionState, command: Command, *, user: str, now: str, limits: Limits, heard: str = "", expires_at: str = ""
+) -> Decision:
     """What `command` of `user` comes to at time `now` (RFC 3339), or the error that refuses it.
 
-    `heard` is the answer's text so far, where the command truncates one. Events carry the command's `event_id`.
+    `heard` is the answer's text so far, where the command truncates one; `expires_at` is told where the session is.
+    Events carry the command's `event_id`.
     """
     if state.closed:
         raise ConflictError("session_closed", "The session is closed.")
     match command:
         case SessionUpdate():
-            decision = _update(state, command, limits)
+            decision = _update(state, command, limits, expires_at)
         case ItemCreate():
             decision = _create_item(state, command, user, now)
         case ItemTruncate():
@@ -184,9 +194,9 @@ def truncated_response(command: Command) -> str | None:
             return None
 
 
-def _update(state: SessionState, command: SessionUpdate, limits: Limits) -> Decision:
+def _update(state: SessionState, command: SessionUpdate, limits: Limits, expires_at: str) -> Decision:
     limits.check(command.session.model, command.session.max_output_tokens)
-    updated = state.session.updated(command.session)
+    updated = replace(state.session.updated(command.session), expires_at=expires_at)
     return Decision([SessionUpdated(session=updated, for_event_id=command.event_id)], [])
 
 
@@ -204,6 +214,7 @@ def _create_response(state: SessionState, command: ResponseCreate, user: str, no
     overrides = Overrides(**given(command))
     limits.check(overrides.model, overrides.max_output_tokens)
     settings = state.session.updated(overrides)
+    _check_metadata(command.metadata or {})
     _check_room(state, settings)
     if command.input is None and not state.timeline:
         raise InvalidRequest("empty_conversation", "There is nothing to respond to yet.", param="input")
@@ -272,7 +283,15 @@ def _check_id(given_id: str, *, taken: bool, param: str) -> None:
         raise ConflictError("already_exists", "The session already has something with that id.", param=param)
 
 
+def _check_metadata(metadata: dict[str, Scalar]) -> None:
+    """Refuse numbers that one of the two encodings can't carry."""
+    for value in metadata.values():
+        if isinstance(value, int | float) and not abs(value) < 2**63:
+            raise InvalidRequest("invalid_message", "A number in metadata is out of range.", param="metadata")
+
+
 def _check_sizes(decision: Decision) -> None:
     for event in decision.events:
-        if len(msgspec.json.encode(event)) > MAX_FRAME_BYTES - FRAME_MARGIN_BYTES:
+        most = MAX_SESSION_BYTES if isinstance(event, SessionUpdated) else MAX_FRAME_BYTES - FRAME_MARGIN_BYTES
+        if len(msgspec.json.encode(event)) > most:
             raise InvalidRequest("too_large", "The message makes an event larger than a frame may be.")

@@ -51,6 +51,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a response does when its last viewer leaves."""
     disconnect_grace_ms: NotNegative = 0
     """How long a response waits for a viewer to come back."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which the server may be asked, beside the loopback names and `host`; `*` allows any."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the server, beside its own: `https://app.example.org`."""
     max_message_bytes: Positive = 65_536
     """The largest client message."""
     max_body_bytes: Positive = 2 * 1024 * 1024

@@ -13,6 +13,7 @@ from realtime.errors import RealtimeError, ServerError
 from realtime.hub import LiveSession
 from realtime.journal import Journal, Tail
 from realtime.log import Deltas
+from realtime.pace import Breath, Pace
 from realtime.protocol import (
     MAX_FRAME_CHARS,
     Delta,
@@ -48,6 +49,7 @@ class Turns(Struct, frozen=True):
 
     responder: Responder
     journal: Journal
+    pace: Pace
     idle_timeout_s: float
     context_tokens: int
     truncation: str
@@ -130,6 +132,7 @@ class Turn:
         claim = ResponseInProgress(response_id=self._response.id)
         await self._live.store.append(self._live.id, [Write(self._response.id, [claim], expect=0)])
         request = await self._request()
+        breath = Breath(self._turns.pace)
         async with answering(self._turns.responder, request, idle_s=self._turns.idle_timeout_s) as answer:
             async for event in answer.events:
                 if self._end is not None:
@@ -139,6 +142,8 @@ class Turn:
                     return End(status=status_of(event.stop_reason), stop_reason=event.stop_reason)
                 if self._take(event):
                     answer.progress()
+                    if self._turns.pace.rest_s:
+                        await breath.take()
         return End(status="completed", stop_reason="end_turn")
 
     def _take(self, event: str | Text | Reasoning | TokenCount) -> bool:

@@ -170,12 +170,7 @@ export class RealtimeSession extends EventTarget {
   /** No token where getting one fails: the server then answers 4401, and the next try asks again. */
   async #token() {
     const { token } = this.#options;
-    if (typeof token !== "function") return token;
-    try {
-      return await token();
-    } catch {
-      return undefined;
-    }
+    return typeof token === "function" ? Promise.resolve().then(token).catch(() => undefined) : token;
   }
 
   #address() {

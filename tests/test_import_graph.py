@@ -15,14 +15,14 @@ import realtime
 LAYERS = (
     # From low to high: a module may import from its own layer and from lower ones. What is not named
     # here is held to the absence of cycles only. A name stands for what is inside it too.
-    ("protocol", "errors", "settings", "log", "idle", "doorbell"),
+    ("protocol", "errors", "settings", "log", "idle", "doorbell", "pace"),
     ("store", "observe"),
     ("session", "conversation", "viewers", "decoding", "opening"),
     ("hub", "cursor", "responders", "usage"),
     ("journal", "turn"),
     ("engine",),
     ("connection", "asides", "inbox"),
-    ("websocket", "oneshot", "http"),
+    ("websocket", "oneshot", "http", "origins"),
     ("app",),
     ("server", "chat"),
     ("cli",),

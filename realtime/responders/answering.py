@@ -11,12 +11,14 @@ from realtime.responders.base import Request, Responder, ResponderEvent
 
 
 class Answer:
-    """An answer that is coming in: iterate over `events`, call `progress` for each that has content."""
+    """An answer that is coming in: iterate over `events`, call `progress` for each that has content, and `pause` before
+    a wait that is not the model's."""
 
-    __slots__ = ("events", "progress")
+    __slots__ = ("events", "pause", "progress")
 
     def __init__(self, events: AsyncIterator[ResponderEvent], idle: IdleTimeout) -> None:
         self.events = events
+        self.pause = idle.pause
         self.progress = idle.progress
 
 

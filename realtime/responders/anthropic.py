@@ -1,83 +1,42 @@
 """Answers with a Claude model, over the Anthropic SDK.
 
-The SDK builds the request and keeps the pool and the errors; its stream is taken raw and decoded here by two structs
-that know the few fields needed, because its typed event objects cost more per token than everything else together.
-Retries are ours: the SDK would honour a `Retry-After` of any length.
+The SDK builds the request and keeps the pool and the errors; its stream is taken raw and read by `anthropic_wire`,
+because its typed event objects cost more per token than everything else together. Retries are ours: the SDK would
+honour a `Retry-After` of any length.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import takewhile
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
-from msgspec import Struct
-
 from realtime.conversation import Message, joined
 from realtime.errors import InvalidRequest, UpstreamError
-from realtime.responders.base import Finish, Reasoning, Request, ResponderEvent, Text, TokenCount
+from realtime.responders.anthropic_wire import AnswerReader, upstream_error
+from realtime.responders.base import Finish, Request, ResponderEvent
 
 if TYPE_CHECKING:
+    import aiohttp
     import anthropic
 
 DEFAULT_MODEL = "claude-haiku-5-5"
 FIRST_RETRY_S = 0.5
 MAX_ATTEMPTS = 3
 CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 30.0
 DRAIN_S = 0.05
 """How long the connection may take to end after `message_stop`; if it does in time it can be used again."""
 
 
-class _Usage(Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-
-class _Message(Struct):
-    usage: _Usage
-
-
-class _Error(Struct):
-    type: str = ""
-
-
-class _Delta(Struct):
-    """Of a `content_block_delta` or `_start` the text or the thinking, of a `message_delta` the stop reason."""
-
-    text: str = ""
-    thinking: str = ""
-    stop_reason: str | None = None
-
-
-class _Event(Struct):
-    """Any event of the stream; one struct for all, so that kinds that are not known yet pass."""
-
-    type: str
-    delta: _Delta | None = None
-    content_block: _Delta | None = None
-    message: _Message | None = None
-    usage: _Usage | None = None
-    error: _Error | None = None
-
-
-_decode = msgspec.json.Decoder(_Event).decode
-
-_ERRORS = {
-    "authentication_error": ("upstream_unauthorized", "The model's provider refuses this server's key."),
-    "permission_error": ("upstream_unauthorized", "The model's provider refuses this server's key."),
-    "not_found_error": ("upstream_not_found", "The model's provider knows no such model."),
-    "request_too_large": ("upstream_too_large", "The conversation is too large for the model's provider."),
-    "invalid_request_error": ("upstream_rejected", "The model's provider refused the request."),
-    "rate_limit_error": ("upstream_rate_limited", "The model's provider limits this server's rate."),
-    "overloaded_error": ("upstream_overloaded", "The model's provider is overloaded."),
-}
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -94,8 +53,9 @@ _RETRIED = frozenset({408, 409, 429})
 class AnthropicResponder:
     """A responder over one shared client, which lives as long as the `async with` block.
 
-    `api_key` and `base_url` are what the SDK reads from the environment where they are not given. `thinking` asks the model to think, and its
-    reasoning is then streamed; `retry_s` bounds all retries before the first byte; `max_connections` is the pool's.
+    `api_key` and `base_url` are what the SDK reads from the environment where they are not given. `thinking` asks the
+    model to think, and its reasoning is then streamed; `retry_s` bounds all retries before the first byte;
+    `max_connections` is the pool's.
     """
 
     def __init__(
@@ -124,37 +84,27 @@ class AnthropicResponder:
         await self._client.close()
 
     async def __call__(self, request: Request) -> AsyncIterator[ResponderEvent]:
-        """Stream the model's answer. Raises `UpstreamError`, with a code for each way in which a provider fails."""
-        async with self._stream(request) as events:
-            count = TokenCount(input_tokens=0, output_tokens=0)
-            stop_reason = "end_turn"
-            async for event in events:
-                piece = event.delta or event.content_block
-                if piece is not None and piece.text:
-                    yield Text(piece.text)
-                elif piece is not None and piece.thinking:
-                    yield Reasoning(piece.thinking)
-                elif event.type == "message_start" and event.message is not None:
-                    count = _counted(count, event.message.usage)
-                    yield count
-                elif event.type == "message_delta":
-                    count = _counted(count, event.usage)
-                    stop_reason = (piece and piece.stop_reason) or stop_reason
-                elif event.type == "error":
-                    raise _upstream_error(event.error.type if event.error else "")
-                elif event.type == "message_stop":
-                    await _drain(events)
-                    yield Finish(stop_reason, count)
-                    return
+        """Stream the model's answer. Raises `UpstreamError`, with a code for each way in which a provider fails.
+
+        What comes in one read is said in one piece.
+        """
+        async with self._stream(request) as chunks:
+            reader = AnswerReader()
+            async for chunk in chunks:
+                for event in reader.feed(chunk):
+                    if isinstance(event, Finish):
+                        await _drain(chunks)
+                        yield event
+                        return
+                    yield event
         raise UpstreamError("upstream_truncated", "The model's answer broke off before its end.")
 
     @asynccontextmanager
-    async def _stream(self, request: Request) -> AsyncIterator[AsyncIterator[_Event]]:
-        """The events of the answer to `request`; leaving the block closes the model call."""
+    async def _stream(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The body of the answer to `request` as it comes; leaving the block closes the model call."""
         call = await self._call(self._parameters(request))
         try:
-            async with aclosing(_events(self._sdk.AsyncStream.raw_events(call.http_response))) as events:
-                yield events
+            yield call.http_response.aiter_bytes()
         except self._broken as error:
             raise UpstreamError("upstream_disconnected", "The connection to the model was lost.") from error
         finally:
@@ -178,7 +128,7 @@ class AnthropicResponder:
 
     def _told(self, error: anthropic.APIError) -> UpstreamError:
         if isinstance(error, self._sdk.APIStatusError):
-            return _upstream_error(_TYPE_OF_STATUS.get(error.status_code, ""))
+            return upstream_error(_TYPE_OF_STATUS.get(error.status_code, ""))
         return UpstreamError("upstream_unreachable", "The model's provider can't be reached.")
 
     def _parameters(self, request: Request) -> dict[str, Any]:
@@ -193,7 +143,7 @@ class AnthropicResponder:
             "messages": [{"role": turn.role, "content": turn.content} for turn in turns[len(greeting) :]],
             "stream": True,
         }
-        if system:
+        if system.strip():
             parameters["system"] = system
         if self._thinking:
             parameters["thinking"] = {"type": "adaptive", "display": "summarized"}
@@ -217,36 +167,33 @@ def _make_client(max_connections: int, address: tuple[str | None, str | None]) -
     timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
     limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=100)
     pool = anthropic.DefaultAioHttpClient(timeout=timeout, limits=limits)
+    transport: Any = pool._transport
+    transport.client = partial(_make_session, max_connections, transport.ssl_context)
     api_key, base_url = address
     return anthropic.AsyncAnthropic(
         api_key=api_key, base_url=base_url, http_client=pool, timeout=timeout, max_retries=0
     )
 
 
-async def _events(stream: AsyncIterator[Any]) -> AsyncGenerator[_Event, None]:
-    try:
-        async for event in stream:
-            yield _decode(event.data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UpstreamError("upstream_invalid", "The model's answer could not be read.") from error
+def _make_session(max_connections: int, ssl_context: ssl.SSLContext) -> aiohttp.ClientSession:
+    """The pool itself, as the SDK's transport would make it, but for a buffer that holds one read at most.
+
+    What a stream that rests (see `realtime.pace`) does not read yet then waits in the kernel, and is read in one go.
+    """
+    import aiohttp
+
+    connector = aiohttp.TCPConnector(limit=max_connections, ssl=ssl_context, keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(connector=connector, read_bufsize=1)
 
 
-async def _drain(events: AsyncIterator[_Event]) -> None:
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
     """Read the end of the body, so that the connection goes back to the pool; not worth an error, nor a wait."""
     try:
         async with asyncio.timeout(DRAIN_S):
-            async for _ in events:
+            async for _ in chunks:
                 pass
     except Exception:  # the answer is whole already
         return
-
-
-def _counted(count: TokenCount, usage: _Usage | None) -> TokenCount:
-    """`count`, with what `usage` tells anew: its counts are cumulative, and some are only told at the start."""
-    if usage is None:
-        return count
-    told = {name: value for name in usage.__struct_fields__ if (value := getattr(usage, name)) is not None}
-    return msgspec.structs.replace(count, **told)
 
 
 def _retry_after_s(error: anthropic.APIError, attempt: int) -> float | None:
@@ -261,15 +208,19 @@ def _retry_after_s(error: anthropic.APIError, attempt: int) -> float | None:
     told = response.headers.get("x-should-retry")
     if told == "false" or (told != "true" and response.status_code not in _RETRIED and response.status_code < 500):
         return None
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return backoff_s
+    asked_s = _asked_delay_s(response.headers)
+    return backoff_s if asked_s is None else max(0.0, asked_s)
 
 
-def _upstream_error(kind: str) -> UpstreamError:
-    code, message = _ERRORS.get(kind, ("upstream_failed", "The model's provider failed."))
-    return UpstreamError(code, message)
+def _asked_delay_s(headers: Mapping[str, str]) -> float | None:
+    """What the provider asks for: milliseconds, seconds or a date; `None` where it says nothing that can be read."""
+    with suppress(KeyError, ValueError):
+        return float(headers["retry-after-ms"]) / 1000
+    with suppress(KeyError, ValueError):
+        return float(headers["retry-after"])
+    with suppress(KeyError, ValueError):
+        return parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time()
+    return None
 
 
 def _system(messages: Sequence[Message]) -> list[str]:

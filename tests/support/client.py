@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 from urllib.parse import urlencode
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tests.support.server import RunningServer
@@ -141,9 +142,9 @@ class Client:
 
     async def until_closed(self) -> int:
         """Receive until the server closes; returns the close code."""
-        async for frame in self.socket:
-            event = msgspec.msgpack.decode(frame) if isinstance(frame, bytes) else json.loads(frame)
-            self.transcript.apply(event)
+        with suppress(ConnectionClosed):
+            while True:
+                await self.receive()
         assert self.socket.close_code is not None
         return self.socket.close_code
 
@@ -164,7 +165,7 @@ async def attached(
     """A client that is attached: to a new session, or to `session_id`. `query` are more query parameters."""
     url = server.ws_url + "?" + urlencode({**({"session_id": session_id} if session_id else {}), **query})
     socket = await connect(
-        url, subprotocols=[Subprotocol(subprotocol)], compression=None, max_size=None, proxy=None
+        url, subprotocols=[Subprotocol(subprotocol)], compression=None, max_size=None, max_queue=None, proxy=None
     )
     try:
         client = Client(socket, transcript or Transcript())

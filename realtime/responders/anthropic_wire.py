@@ -1,0 +1,174 @@
+"""Reads the provider's stream: bytes in, what the model said out. No I/O.
+
+The structs know the few fields that are needed; events and pieces of kinds that are not known yet are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from realtime.errors import UpstreamError
+from realtime.responders.base import Finish, Reasoning, ResponderEvent, Text, TokenCount
+from realtime.responders.sse import EventParser, EventTooLarge
+
+
+class _Usage(Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+class _Message(Struct):
+    usage: _Usage
+
+
+class _Error(Struct):
+    type: str = ""
+
+
+class _Delta(Struct):
+    """Of a `content_block_delta` or `_start` the text or the thinking, of a `message_delta` the stop reason."""
+
+    type: str | None = None
+    text: str = ""
+    thinking: str = ""
+    stop_reason: str | None = None
+
+
+class _Event(Struct):
+    """Any event of the stream; one struct for all, so that kinds that are not known yet pass."""
+
+    type: str
+    delta: _Delta | None = None
+    content_block: _Delta | None = None
+    message: _Message | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+_KINDS = frozenset(
+    {"content_block_delta", "content_block_start", "message_start", "message_delta", "message_stop", "error"}
+)
+_PIECES = frozenset({"text_delta", "text", "thinking_delta", "thinking", None})
+"""What a `_Delta` may be; `None` is that of a `message_delta`."""
+
+_ERRORS = {
+    "authentication_error": ("upstream_unauthorized", "The model's provider refuses this server's key."),
+    "permission_error": ("upstream_unauthorized", "The model's provider refuses this server's key."),
+    "not_found_error": ("upstream_not_found", "The model's provider knows no such model."),
+    "request_too_large": ("upstream_too_large", "The conversation is too large for the model's provider."),
+    "invalid_request_error": ("upstream_rejected", "The model's provider refused the request."),
+    "rate_limit_error": ("upstream_rate_limited", "The model's provider limits this server's rate."),
+    "overloaded_error": ("upstream_overloaded", "The model's provider is overloaded."),
+}
+
+
+class AnswerReader:
+    """One answer's stream, fed with its bytes, split anywhere. It is whole once `feed` has given a `Finish`."""
+
+    __slots__ = ("_count", "_final", "_parser", "_stop_reason")
+
+    def __init__(self) -> None:
+        self._parser = EventParser()
+        self._count = TokenCount(input_tokens=0, output_tokens=0)
+        self._final = False
+        self._stop_reason = "end_turn"
+
+    def feed(self, chunk: bytes) -> Iterator[ResponderEvent]:
+        """What the events that `chunk` completes say, with neighbouring texts as one.
+
+        Raises `UpstreamError` where the stream tells of an error or can't be read, after what it said before.
+        """
+        kind: type[Text] | type[Reasoning] = Text
+        texts: list[str] = []
+        try:
+            for event in self._events(chunk):
+                if texts and type(event) is not kind:
+                    yield kind("".join(texts))
+                    texts = []
+                if isinstance(event, Text | Reasoning):
+                    kind = type(event)
+                    texts.append(event.text)
+                else:
+                    yield event
+        except UpstreamError:
+            if texts:
+                yield kind("".join(texts))
+            raise
+        if texts:
+            yield kind("".join(texts))
+
+    def _events(self, chunk: bytes) -> Iterator[ResponderEvent]:
+        try:
+            for data in self._parser.feed(chunk):
+                event = _read(data)
+                if event is not None and (said := self._take(event)) is not None:
+                    yield said
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, EventTooLarge) as error:
+            raise UpstreamError("upstream_invalid", "The model's answer could not be read.") from error
+
+    def _take(self, event: _Event) -> ResponderEvent | None:
+        match event.type:
+            case "content_block_delta" | "content_block_start":
+                return _said(event.delta or event.content_block)
+            case "message_start" if event.message is not None:
+                self._count = _counted(self._count, event.message.usage)
+                return self._count
+            case "message_delta":
+                self._count = _counted(self._count, event.usage)
+                self._final = self._final or event.usage is not None
+                self._stop_reason = (event.delta and event.delta.stop_reason) or self._stop_reason
+            case "error":
+                raise upstream_error(event.error.type if event.error else "")
+            case "message_stop":
+                return Finish(self._stop_reason, self._count if self._final else None)
+            case _:
+                pass
+        return None
+
+
+def _read(data: bytes) -> _Event | None:
+    """The event in `data`; `None` for one of a kind that is not known yet and has fields of other types."""
+    try:
+        return _decode(data)
+    except msgspec.ValidationError:
+        if _is_new(msgspec.json.decode(data)):
+            return None
+        raise
+
+
+def _is_new(event: Any) -> bool:
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        return False
+    pieces = [piece for name in ("delta", "content_block") if isinstance(piece := event.get(name), dict)]
+    return event["type"] not in _KINDS or any(piece.get("type") not in _PIECES for piece in pieces)
+
+
+def _said(piece: _Delta | None) -> Text | Reasoning | None:
+    """What a piece of the answer says, if it is of a kind that says something."""
+    if piece is None or piece.type not in _PIECES:
+        return None
+    if piece.text:
+        return Text(piece.text)
+    return Reasoning(piece.thinking) if piece.thinking else None
+
+
+def _counted(count: TokenCount, usage: _Usage | None) -> TokenCount:
+    """`count`, with what `usage` tells anew: its counts are cumulative, and some are only told at the start."""
+    if usage is None:
+        return count
+    told = {name: value for name in usage.__struct_fields__ if (value := getattr(usage, name)) is not None}
+    return msgspec.structs.replace(count, **told)
+
+
+def upstream_error(kind: str) -> UpstreamError:
+    """The error that the provider's own kind of error means."""
+    code, message = _ERRORS.get(kind, ("upstream_failed", "The model's provider failed."))
+    return UpstreamError(code, message)

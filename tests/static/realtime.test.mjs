@@ -1,0 +1,553 @@
+// The browser client against the protocol, without a browser: every frame and every second is the test's.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { RealtimeSession, browserFor, listen, newId, settle } from "./browser.mjs";
+
+/** A session that is attached. */
+async function attached(browser, options = {}) {
+  const session = new RealtimeSession(options);
+  session.connect();
+  await settle();
+  browser.sockets.at(-1).attach();
+  return session;
+}
+
+const created = (id, seq) => ({ type: "response.created", seq, response: { id, status: "in_progress" } });
+const delta = (response_id, seq, text, more = {}) => ({
+  type: "response.output_text.delta", response_id, seq, delta: text, ...more,
+});
+const done = (response_id, seq, status = "completed") => ({ type: "response.done", response_id, seq, status });
+
+// --- connecting -----------------------------------------------------------------------------------------
+
+test("the address follows the page's own", async (t) => {
+  for (const [page, address] of [
+    ["http://127.0.0.1:8000/", "ws://127.0.0.1:8000/v1/realtime"],
+    ["https://example.org/?q#sess_2", "wss://example.org/v1/realtime"],
+  ]) {
+    const browser = browserFor(t, page);
+    new RealtimeSession().connect();
+    await settle();
+    assert.equal(browser.sockets[0].url.href, address);
+    assert.deepEqual(browser.sockets[0].protocols, ["realtime.v1"]);
+  }
+});
+
+test("a known session is named, and replayed as the caller wants", async (t) => {
+  const browser = browserFor(t);
+  new RealtimeSession({ sessionId: "sess_7", history: "none", deltaIntervalMs: 40 }).connect();
+  await settle();
+  assert.equal(browser.sockets[0].url.search, "?session_id=sess_7&history=none&delta_interval_ms=40");
+});
+
+test("a token is offered beside the subprotocol", async (t) => {
+  const browser = browserFor(t);
+  new RealtimeSession({ token: async () => "a.b.c" }).connect();
+  await settle();
+  assert.deepEqual(browser.sockets[0].protocols, ["realtime.v1", "bearer.a.b.c"]);
+});
+
+test("the first frame opens the session", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  const told = listen(session, "session.created", "open");
+  session.connect();
+  await settle();
+  assert.equal(session.state, "connecting");
+  browser.sockets[0].attach({ participants: [{ connection_id: "conn_1", user: "u" }] });
+  assert.equal(session.state, "open");
+  assert.equal(session.sessionId, "sess_1");
+  assert.deepEqual(told.map(([type]) => type), ["session.created", "open"]);
+  assert.deepEqual([...session.participants.keys()], ["conn_1"]);
+});
+
+test("connecting twice makes one connection", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  session.connect();
+  session.connect();
+  await settle();
+  browser.sockets[0].attach();
+  session.connect();
+  await settle();
+  assert.equal(browser.sockets.length, 1);
+});
+
+test("participants come and go, however often it is told", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const participant = { connection_id: "conn_2", user: "u" };
+  browser.sockets[0].deliver({ type: "participant.joined", participant });
+  browser.sockets[0].deliver({ type: "participant.joined", participant });
+  assert.deepEqual([...session.participants.keys()], ["conn_2"]);
+  browser.sockets[0].deliver({ type: "participant.left", participant });
+  browser.sockets[0].deliver({ type: "participant.left", participant });
+  assert.equal(session.participants.size, 0);
+});
+
+// --- events and positions -------------------------------------------------------------------------------
+
+test("each event is told by its type, and once more as `event`", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const told = listen(session, "pong", "event");
+  browser.sockets[0].deliver({ type: "pong" });
+  assert.deepEqual(told, [["pong", { type: "pong" }], ["event", { type: "pong" }]]);
+});
+
+test("deltas are joined, merged ones counted for what they stand for", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const [socket] = browser.sockets;
+  socket.deliver(created("resp_1", 1));
+  socket.deliver({ type: "response.in_progress", response_id: "resp_1", seq: 1 });
+  socket.deliver({ type: "response.reasoning.delta", response_id: "resp_1", seq: 2, delta: "hm" });
+  socket.deliver(delta("resp_1", 3, "a"));
+  socket.deliver(delta("resp_1", 7, "bcde", { merged: 4 }));
+  const answer = { id: "resp_1", status: "in_progress", text: "abcde", reasoning: "hm" };
+  assert.deepEqual(session.responses.get("resp_1"), answer);
+  assert.deepEqual([...session.positions], [["session", 1], ["resp_1", 7]]);
+  assert.deepEqual(session.unfinished, [answer]);
+});
+
+test("the channel is the response, else the task, else the session", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const [socket] = browser.sockets;
+  socket.deliver({ type: "task.created", seq: 1, task: { id: "task_1", response_id: "resp_9" } });
+  assert.deepEqual([...session.positions], [["session", 1], ["task_1", 0]]);
+  socket.deliver({ type: "conversation.item.truncated", seq: 2, item: { response_id: "resp_9", heard_chars: 3 } });
+  socket.deliver({ type: "task.started", task_id: "task_1", seq: 1, attempt: 1 });
+  socket.deliver({ type: "task.progress", task_id: "task_1", seq: 5, merged: 4 });
+  assert.deepEqual([...session.positions], [["session", 2], ["task_1", 5]]);
+  socket.deliver({ type: "task.done", task_id: "task_1", seq: 6, status: "complete" });
+  assert.deepEqual([...session.positions], [["session", 2]]);
+  socket.deliver({ type: "made.up", response_id: "resp_9", task_id: "task_2", seq: 1 });
+  assert.deepEqual([...session.positions], [["session", 2], ["resp_9", 1]]);
+});
+
+test("a channel that is done has no position any more", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  browser.sockets[0].deliver(created("resp_1", 1));
+  browser.sockets[0].deliver(done("resp_1", 1, "cancelled"));
+  assert.deepEqual([...session.positions], [["session", 1]]);
+  assert.equal(session.responses.get("resp_1").status, "cancelled");
+  assert.deepEqual(session.unfinished, []);
+});
+
+test("an id may be any name, even one that objects have already", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  browser.sockets[0].deliver(created("__proto__", 1));
+  browser.sockets[0].deliver(delta("__proto__", 1, "text"));
+  assert.equal(session.responses.get("__proto__").text, "text");
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[1].after, "session:1,__proto__:1");
+});
+
+test("a gap is not applied: it reconnects with the positions that it has", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  browser.sockets[0].deliver(created("resp_1", 1));
+  browser.sockets[0].deliver(delta("resp_1", 1, "a"));
+  const told = listen(session, "disconnect", "event");
+  for (const gap of [delta("resp_1", 3, "c"), delta("resp_1", 2, "ab", { merged: 2 })]) {
+    browser.sockets.at(-1).deliver(gap);
+    assert.equal(browser.sockets.at(-1).closed, true);
+    await browser.clock.pass(10_000);
+    assert.equal(browser.sockets.at(-1).after, "session:1,resp_1:1");
+    browser.sockets.at(-1).attach();
+  }
+  assert.equal(session.responses.get("resp_1").text, "a");
+  assert.deepEqual(told.map(([type, { type: of }]) => of ?? type), [
+    "disconnect", "session.resumed", "disconnect", "session.resumed",
+  ]);
+});
+
+test("a reset drops what is there of the channel", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  browser.sockets[0].deliver(created("resp_1", 1));
+  browser.sockets[0].deliver(delta("resp_1", 9, "shown, never stored", { merged: 9 }));
+  browser.sockets[0].deliver(delta("resp_1", 2, "stored", { merged: 2, reset: true }));
+  assert.equal(session.responses.get("resp_1").text, "stored");
+  assert.equal(session.positions.get("resp_1"), 2);
+});
+
+test("without history it starts where the session stands", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession({ sessionId: "sess_1", history: "none" });
+  session.connect();
+  await settle();
+  browser.sockets[0].attach({ positions: { session: 4, resp_2: 10 } });
+  browser.sockets[0].deliver(delta("resp_2", 11, "end"));
+  assert.equal(session.responses.get("resp_2").text, "end");
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[1].url.search, "?session_id=sess_1&after=session:4,resp_2:11");
+  browser.sockets[1].attach({ positions: { session: 5, resp_2: 20 } });
+  assert.deepEqual([...session.positions], [["session", 4], ["resp_2", 11]]);
+});
+
+test("whatever is cut wherever, the text is the one that was sent", async (t) => {
+  const browser = browserFor(t);
+  const random = seeded(20261122);
+  const pieces = Array.from({ length: 400 }, (_, n) => (n % 7 ? `w${n} ` : "👋"));
+  for (let run = 0; run < 100; run += 1) {
+    browser.sockets.length = 0;
+    const session = await attached(browser);
+    browser.sockets[0].deliver(created("resp_1", 1));
+    while (session.unfinished.length) {
+      const socket = browser.sockets.at(-1);
+      if (browser.sockets.length > 1) socket.attach();
+      serve(socket, pieces, random);
+      if (session.unfinished.length) socket.lose(1006);
+      await browser.clock.pass(10_000);
+    }
+    assert.equal(session.responses.get("resp_1").text, pieces.join(""));
+    session.close();
+  }
+});
+
+/** Sends what the connection has not seen, merged by chance, until chance cuts it. */
+function serve(socket, pieces, random) {
+  let position = Number(/resp_1:(\d+)/.exec(socket.after ?? "")?.[1] ?? 0);
+  while (random() > 0.05) {
+    if (position === pieces.length) return socket.deliver(done("resp_1", position + 1));
+    const merged = Math.min(1 + Math.floor(random() * 20), pieces.length - position);
+    const text = pieces.slice(position, position + merged).join("");
+    position += merged;
+    socket.deliver(delta("resp_1", position, text, { merged }));
+  }
+  return undefined;
+}
+
+/** Numbers from 0 to 1 by chance that is the same each time (mulberry32). */
+function seeded(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+// --- reconnecting ---------------------------------------------------------------------------------------
+
+test("it names the session and every channel created and not done, at 0 if nothing came", async (t) => {
+  const browser = browserFor(t);
+  await attached(browser);
+  const [socket] = browser.sockets;
+  for (const [n, id] of ["resp_1", "resp_2", "resp_3"].entries()) socket.deliver(created(id, n + 1));
+  socket.deliver(done("resp_1", 1));
+  socket.deliver(delta("resp_2", 8, "text", { merged: 8 }));
+  socket.lose(1006);
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[1].url.search, "?session_id=sess_1&after=session:3,resp_2:8,resp_3:0");
+});
+
+test("it comes back after these codes, and after no others", async (t) => {
+  const back = [1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429];
+  const stays = [1000, 1002, 1003, 1007, 1009, 4400, 4401, 4403, 4404, 4410];
+  for (const code of [...back, ...stays]) {
+    const browser = browserFor(t);
+    const session = await attached(browser);
+    const told = listen(session, "disconnect", "closed");
+    browser.sockets[0].lose(code, "why");
+    assert.equal(told.length, 1);
+    const [[type, detail]] = told;
+    assert.equal(type, back.includes(code) ? "disconnect" : "closed");
+    assert.deepEqual([detail.code, detail.reason], [code, "why"]);
+    await browser.clock.pass(60_000);
+    assert.equal(browser.sockets.length > 1, back.includes(code), String(code));
+  }
+});
+
+test("the waits double from a quarter of a second to ten, with jitter", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  const told = listen(session, "disconnect");
+  session.connect();
+  for (const random of [0, 0.999999]) {
+    browser.random = random;
+    for (let failure = 0; failure < 9; failure += 1) {
+      await settle();
+      browser.sockets.at(-1).lose(1006);
+      await browser.clock.pass(10_000);
+    }
+  }
+  const waits = told.map(([, { reconnectInMs }]) => reconnectInMs);
+  assert.deepEqual(waits.slice(0, 9), [125, 250, 500, 1_000, 2_000, 4_000, 5_000, 5_000, 5_000]);
+  assert.deepEqual(waits.slice(9).map(Math.round), Array(9).fill(10_000));
+});
+
+test("a connection that held starts the waits anew, one that was dropped at once does not", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const told = listen(session, "disconnect");
+  for (const heldMs of [0, 0, 0, 6_000, 0]) {
+    await browser.clock.pass(heldMs);
+    browser.sockets.at(-1).lose(1013);
+    await browser.clock.pass(told.at(-1)[1].reconnectInMs);
+    browser.sockets.at(-1).attach();
+  }
+  const waits = told.map(([, { reconnectInMs }]) => reconnectInMs);
+  assert.deepEqual(waits, [187.5, 375, 750, 187.5, 375]);
+});
+
+test("too many: it waits for as long as the last error said", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const told = listen(session, "disconnect");
+  const error = { type: "rate_limit_error", code: "too_many_messages", retry_after_ms: 30_000, fatal: true };
+  browser.sockets[0].deliver({ type: "error", error });
+  browser.sockets[0].lose(4429);
+  assert.equal(told[0][1].reconnectInMs, 30_187.5);
+});
+
+test("an instance that goes away is left when it says", async (t) => {
+  const browser = browserFor(t);
+  await attached(browser);
+  browser.sockets[0].deliver({ type: "session.going_away", time_left_ms: 20_000, reconnect_after_ms: 4_000 });
+  await browser.clock.pass(3_999);
+  assert.equal(browser.sockets.length, 1);
+  await browser.clock.pass(1);
+  assert.equal(browser.sockets.length, 2);
+  assert.equal(browser.sockets[0].closed, true);
+  assert.equal(browser.sockets[1].after, "session:0");
+});
+
+test("one that ends before that is not left twice", async (t) => {
+  const browser = browserFor(t);
+  await attached(browser);
+  browser.sockets[0].deliver({ type: "session.going_away", time_left_ms: 20_000, reconnect_after_ms: 4_000 });
+  browser.sockets[0].lose(1012);
+  await browser.clock.pass(250);
+  browser.sockets[1].attach();
+  await browser.clock.pass(10_000);
+  assert.equal(browser.sockets.length, 2);
+});
+
+test("a refused token is replaced by a fresh one, if there is a way to get one", async (t) => {
+  const browser = browserFor(t);
+  const tokens = ["old", "new"];
+  await attached(browser, { token: () => tokens.shift() });
+  browser.sockets[0].lose(4401);
+  await browser.clock.pass(1_000);
+  assert.deepEqual(browser.sockets[1].protocols, ["realtime.v1", "bearer.new"]);
+});
+
+test("a token that expires is refreshed on the open connection", async (t) => {
+  const browser = browserFor(t);
+  const tokens = ["old", "new"];
+  await attached(browser, { token: () => tokens.shift() });
+  browser.sockets[0].deliver({ type: "auth.expiring", expires_at: "2026-11-22T00:01:00Z" });
+  await settle();
+  const [{ type, token }] = browser.sockets[0].sent;
+  assert.deepEqual([type, token], ["auth.refresh", "new"]);
+});
+
+test("a token that can't be replaced is not sent again", async (t) => {
+  const browser = browserFor(t);
+  await attached(browser, { token: "only" });
+  browser.sockets[0].deliver({ type: "auth.expiring", expires_at: "2026-11-22T00:01:00Z" });
+  await settle();
+  assert.deepEqual(browser.sockets[0].sent, []);
+});
+
+test("a token that can't be had is asked for again", async (t) => {
+  const browser = browserFor(t);
+  let asked = 0;
+  new RealtimeSession({ token: async () => { asked += 1; throw new Error("offline"); } }).connect();
+  await settle();
+  assert.deepEqual(browser.sockets[0].protocols, ["realtime.v1"]);
+  browser.sockets[0].lose(4401);
+  await browser.clock.pass(1_000);
+  assert.equal(asked, 2);
+});
+
+test("a silent connection is asked whether it lives, then left", async (t) => {
+  const browser = browserFor(t);
+  await attached(browser);
+  await browser.clock.pass(30_000);
+  assert.deepEqual(browser.sockets[0].sent.map(({ type }) => type), ["ping"]);
+  browser.sockets[0].deliver({ type: "pong" });
+  await browser.clock.pass(30_000);
+  assert.equal(browser.sockets[0].sent.length, 2);
+  assert.equal(browser.sockets.length, 1);
+  await browser.clock.pass(16_000);
+  assert.equal(browser.sockets[0].closed, true);
+  assert.equal(browser.sockets.length, 2);
+});
+
+test("a connection that never opens is given up", async (t) => {
+  const browser = browserFor(t);
+  new RealtimeSession().connect();
+  await browser.clock.pass(46_000);
+  assert.equal(browser.sockets[0].closed, true);
+  assert.equal(browser.sockets.length, 2);
+});
+
+test("dropped, it comes back when told, and hears nothing of the old connection", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const told = listen(session, "event", "disconnect");
+  session.drop(1_500);
+  assert.equal(session.state, "waiting");
+  browser.sockets[0].deliver(created("resp_1", 1));
+  browser.sockets[0].lose(1000);
+  assert.deepEqual(told, [["disconnect", { code: 1006, reason: "dropped", reconnectInMs: 1_500 }]]);
+  await browser.clock.pass(1_499);
+  assert.equal(browser.sockets.length, 1);
+  await browser.clock.pass(1);
+  assert.equal(browser.sockets.length, 2);
+});
+
+test("closed, it stays away and takes no more commands", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const told = listen(session, "closed");
+  session.close();
+  session.close();
+  assert.deepEqual(told, [["closed", { code: 1000, reason: "left" }]]);
+  assert.throws(() => session.send({ type: "ping" }), /closed for good/);
+  await browser.clock.pass(60_000);
+  assert.equal(browser.sockets.length, 1);
+  assert.equal(browser.clock.timers.size, 0);
+});
+
+test("a listener of the first frame may close it", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  const told = listen(session, "open", "closed");
+  session.addEventListener("session.created", () => session.close());
+  session.connect();
+  await settle();
+  browser.sockets[0].attach();
+  assert.equal(session.state, "closed");
+  assert.deepEqual(told.map(([type]) => type), ["closed"]);
+});
+
+test("closed while its token is awaited, it never connects", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession({ token: async () => "token" });
+  session.connect();
+  session.close();
+  await settle();
+  assert.equal(browser.sockets.length, 0);
+});
+
+// --- commands -------------------------------------------------------------------------------------------
+
+test("respond asks for an answer under an id that is known at once", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const { responseId, eventId } = session.respond("Hello", { multitask_strategy: "interrupt" });
+  session.cancel(responseId, { heardChars: 12 });
+  const [create, cancel] = browser.sockets[0].sent;
+  assert.deepEqual(create, {
+    type: "response.create",
+    event_id: eventId,
+    response_id: responseId,
+    input: "Hello",
+    multitask_strategy: "interrupt",
+  });
+  const { event_id, ...rest } = cancel;
+  assert.notEqual(event_id, eventId);
+  assert.deepEqual(rest, { type: "response.cancel", response_id: responseId, heard_chars: 12 });
+});
+
+test("what is sent while offline goes out once there is a connection, in its order", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  const ids = [session.send({ type: "response.create", input: "1" })];
+  session.connect();
+  await settle();
+  ids.push(session.send({ type: "response.create", input: "2" }));
+  assert.deepEqual(browser.sockets[0].sent, []);
+  browser.sockets[0].attach();
+  assert.deepEqual(browser.sockets[0].sent.map(({ event_id }) => event_id), ids);
+});
+
+test("what `open` makes a listener send goes first", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  session.send({ type: "response.create", input: "1" });
+  session.addEventListener("open", () => session.send({ type: "session.update", session: {} }));
+  session.connect();
+  await settle();
+  browser.sockets[0].attach();
+  assert.deepEqual(browser.sockets[0].sent.map(({ type }) => type), ["session.update", "response.create"]);
+});
+
+test("a command without an answer is repeated under its id, one with an answer is not", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const [taken, refused, open] = ["1", "2", "3"].map((input) => session.send({ type: "response.create", input }));
+  const item = { id: "item_1", role: "user", content: "1" };
+  browser.sockets[0].deliver({ type: "conversation.item.created", seq: 1, item, for_event_id: taken });
+  browser.sockets[0].deliver({ type: "error", error: { code: "no", message: "No.", event_id: refused } });
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  browser.sockets[1].attach();
+  assert.deepEqual(browser.sockets[1].sent, [{ type: "response.create", input: "3", event_id: open }]);
+});
+
+test("a ping and a token belong to their connection and are not repeated", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  session.send({ type: "ping" });
+  session.send({ type: "auth.refresh", token: "t" });
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  browser.sockets[1].attach();
+  assert.deepEqual(browser.sockets[1].sent, []);
+});
+
+test("a cancel is done with once its response is", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  browser.sockets[0].deliver(created("resp_1", 1));
+  session.cancel("resp_1");
+  browser.sockets[0].deliver(done("resp_1", 1));
+  session.cancel("resp_1");
+  assert.equal(browser.sockets[0].sent.length, 1);
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  browser.sockets[1].attach();
+  assert.deepEqual(browser.sockets[1].sent, []);
+});
+
+test("a cancel that also truncates has an effect of its own, and waits for it", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  browser.sockets[0].deliver(created("resp_1", 1));
+  session.cancel("resp_1", { heardChars: 3 });
+  browser.sockets[0].deliver(done("resp_1", 1));
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  browser.sockets[1].attach();
+  assert.equal(browser.sockets[1].sent[0].heard_chars, 3);
+});
+
+test("no more commands are repeated than the server remembers", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  for (let n = 0; n < 1_200; n += 1) session.send({ type: "response.create", input: String(n) });
+  session.connect();
+  await settle();
+  browser.sockets[0].attach();
+  assert.equal(browser.sockets[0].sent.length, 1_000);
+  assert.equal(browser.sockets[0].sent[0].input, "200");
+});
+
+test("ids are legal and never the same", () => {
+  const ids = Array.from({ length: 1_000 }, () => newId("resp"));
+  assert.equal(new Set(ids).size, 1_000);
+  for (const id of ids) assert.match(id, /^resp_[0-9a-f]{32}$/);
+});
