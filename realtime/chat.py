@@ -10,8 +10,6 @@ import signal
 import sys
 import threading
 import unicodedata
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -19,6 +17,7 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
 from realtime.log import format_positions
 from realtime.protocol import JSON, SESSION_CHANNEL, new_id
@@ -26,6 +25,8 @@ from realtime.protocol import JSON, SESSION_CHANNEL, new_id
 RECONNECT_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429})
 FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 10.0
+GRACE_MS = 15_000
+"""How long an answer waits for this client to come back from a lost connection."""
 Event = dict[str, Any]
 
 
@@ -60,16 +61,28 @@ class Chat:
     def say(self, text: str) -> Event:
         """The command that asks for an answer to `text`; it interrupts one that is coming."""
         return self._command(
-            {"type": "response.create", "input": text, "response_id": new_id("resp"), "multitask_strategy": "interrupt"}
+            {
+                "type": "response.create",
+                "input": text,
+                "response_id": new_id("resp"),
+                "multitask_strategy": "interrupt",
+                "disconnect_grace_ms": GRACE_MS,
+            }
         )
 
     def stop(self) -> Event | None:
-        """The command that stops the answer that is coming, if one is."""
-        return self._command({"type": "response.cancel", "response_id": self.running}) if self.running else None
+        """The command that stops the answer that is coming or was asked for; `None` if there is none, or it was
+        sent already and nobody has confirmed it."""
+        kinds = {command["type"]: command["response_id"] for command in self.unsent.values()}
+        response_id = kinds.get("response.create", self.running)
+        if response_id is None or kinds.get("response.cancel") == response_id:
+            return None
+        return self._command({"type": "response.cancel", "response_id": response_id})
 
     def apply(self, event: Event) -> str:
         """Take an event; returns what it shows."""
-        self.unsent.pop(event.get("for_event_id", ""), None)
+        if event["type"] != "conversation.item.created":  # the answer to it is still to be created
+            self.unsent.pop(event.get("for_event_id", ""), None)
         if "seq" in event:
             self.positions[event.get("response_id") or SESSION_CHANNEL] = event["seq"]
         match event["type"]:
@@ -130,48 +143,54 @@ def _printable(text: str) -> str:
 def run(url: str, session_id: str | None) -> int:
     """Talk until the user leaves or the session ends. Returns the exit status."""
     try:
-        return asyncio.run(_run(url, Chat(session_id)))
+        return asyncio.run(_run(_address(url), Chat(session_id)))
     except ChatEnded as ended:
         print(ended, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
-async def _run(url: str, chat: Chat) -> int:
+async def _run(address: str, chat: Chat) -> int:
     with _Keyboard() as keyboard:
         delay_s = FIRST_DELAY_S
         while True:
             try:
-                async with _connected(url, chat) as socket:
+                async with _connected(address, chat) as socket:
                     delay_s = FIRST_DELAY_S
                     if await _talk(socket, chat, keyboard):
                         return 0
-            except (OSError, InvalidStatus, ConnectionClosed) as error:
+            except (OSError, InvalidHandshake, ConnectionClosed) as error:
                 _raise_if_final(error, chat)
-            _show("[connection lost, coming back]\n" if chat.session_id else "[no answer, trying again]\n")
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            _show("[connection lost, coming back]\n" if chat.positions else "[no answer, trying again]\n")
+            if await keyboard.interrupted_within(delay_s * random.uniform(0.5, 1.0)):
+                return 0
             delay_s = min(delay_s * 2, MAX_DELAY_S)
 
 
-@asynccontextmanager
-async def _connected(url: str, chat: Chat) -> AsyncIterator[ClientConnection]:
-    parts = urlsplit(url)
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    path = parts.path.rstrip("/") + "/v1/realtime"
-    address = urlunsplit((scheme, parts.netloc, path, urlencode(chat.query()), ""))
+def _address(url: str) -> str:
+    """The WebSocket endpoint of the server at `url`. Raises `ChatEnded`."""
     try:
-        async with connect(
-            address, subprotocols=[Subprotocol(JSON.subprotocol)], compression=None, max_size=None
-        ) as ws:
-            yield ws
-    except InvalidURI:
+        parts = urlsplit(url)
+        scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+        address = urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + "/v1/realtime", "", ""))
+        parse_uri(address)
+    except (InvalidURI, ValueError):
         raise ChatEnded(f"{url} is no address of a server; it looks like http://127.0.0.1:8000") from None
+    return address
+
+
+def _connected(address: str, chat: Chat) -> connect:
+    uri = f"{address}?{urlencode(chat.query())}"
+    return connect(uri, subprotocols=[Subprotocol(JSON.subprotocol)], compression=None, max_size=None)
 
 
 async def _talk(socket: ClientConnection, chat: Chat, keyboard: _Keyboard) -> bool:
     """Send what is typed and show what comes, until the user leaves (`True`) or the connection ends."""
+    idle = asyncio.Event()
     tasks = [
-        asyncio.create_task(_show_all(socket, chat, keyboard)),
-        asyncio.create_task(_send_all(socket, chat, keyboard)),
+        asyncio.create_task(_show_all(socket, chat, idle)),
+        asyncio.create_task(_send_all(socket, chat, idle, keyboard)),
     ]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -182,26 +201,31 @@ async def _talk(socket: ClientConnection, chat: Chat, keyboard: _Keyboard) -> bo
         await asyncio.wait(tasks)
 
 
-async def _show_all(socket: ClientConnection, chat: Chat, keyboard: _Keyboard) -> bool:
-    """Show what comes; returns once the last answer has, where no more input is to come."""
-    while not (keyboard.ended and chat.idle):
+async def _show_all(socket: ClientConnection, chat: Chat, idle: asyncio.Event) -> bool:
+    """Show what comes, for ever; `idle` is set whenever no answer is coming."""
+    while True:
         _show(chat.apply(msgspec.json.decode(await socket.recv())))
-    return True
+        if chat.idle:
+            idle.set()
+        else:
+            idle.clear()
 
 
-async def _send_all(socket: ClientConnection, chat: Chat, keyboard: _Keyboard) -> bool:
-    """Send what is typed; returns when the user leaves."""
+async def _send_all(socket: ClientConnection, chat: Chat, idle: asyncio.Event, keyboard: _Keyboard) -> bool:
+    """Send what is typed; returns when the user leaves. A script's next line waits for the answer to the last one."""
+    is_script = not sys.stdin.isatty()
     for unsent in list(chat.unsent.values()):
         await socket.send(msgspec.json.encode(unsent).decode())
-    while (line := await keyboard.line()) is not None:
-        command = chat.stop() if line == _INTERRUPT else chat.say(line)
-        if command is None:
-            return True  # Ctrl-C with nothing to stop
-        await socket.send(msgspec.json.encode(command).decode())
-    if chat.idle or sys.stdin.isatty():
-        return True
-    await asyncio.Future()  # the input was a file or a pipe: its last answer is still wanted
-    return True
+    while True:
+        if is_script and not chat.idle:
+            idle.clear()
+            await idle.wait()
+        line = await keyboard.line()
+        command = chat.stop() if line in {_INTERRUPT, None} else chat.say(line)
+        if command is not None:
+            await socket.send(msgspec.json.encode(command).decode())
+        if line is None or command is None:  # the end of the input, or Ctrl-C with nothing to stop
+            return True
 
 
 def _raise_if_final(error: Exception, chat: Chat) -> None:
@@ -214,7 +238,7 @@ def _raise_if_final(error: Exception, chat: Chat) -> None:
         code = error.rcvd.code if error.rcvd else 1006
         if code not in RECONNECT_CODES:
             raise ChatEnded(f"The server has ended the session (close code {code}).") from None
-    elif isinstance(error, InvalidHandshake) or chat.session_id is None:
+    elif not chat.positions:  # it was never attached
         raise ChatEnded(f"There is no server there: {error}") from None
 
 
@@ -232,11 +256,11 @@ class _Keyboard:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
-        self.ended = False
-        """Whether the end of the input was read."""
+        self._interrupted = asyncio.Event()
 
     def __enter__(self) -> _Keyboard:
-        self._loop.add_signal_handler(signal.SIGINT, self._lines.put_nowait, _INTERRUPT)
+        if sys.stdin.isatty():  # else Ctrl-C ends the script
+            self._loop.add_signal_handler(signal.SIGINT, self._interrupt)
         # A daemon that reads the descriptor itself: it can't be cancelled, and must not hold sys.stdin's lock at exit.
         threading.Thread(target=self._read, daemon=True).start()
         return self
@@ -247,10 +271,23 @@ class _Keyboard:
     async def line(self) -> str | None:
         """The next line that is not empty, `_INTERRUPT` for a Ctrl-C, `None` at the end of the input."""
         while (line := await self._lines.get()) is not None and not line.strip():
-            if line == _INTERRUPT:
-                break
-        self.ended = line is None
+            pass
+        if line == _INTERRUPT:
+            self._interrupted.clear()
         return line
+
+    async def interrupted_within(self, timeout_s: float) -> bool:
+        """Wait so long for a Ctrl-C; whether one came, now or before, that `line` has not returned."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._interrupted.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _interrupt(self) -> None:
+        self._interrupted.set()
+        self._lines.put_nowait(_INTERRUPT)
 
     def _read(self) -> None:
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode

@@ -28,14 +28,14 @@ def serve(host: str | None, port: str | None, workers: int, insecure_no_auth: bo
 
     try:
         _serve(_given(host=host, port=port), workers, insecure_no_auth)
-    except (SettingsError, OSError) as error:
+    except SettingsError as error:
         raise click.ClickException(str(error)) from None
 
 
 def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool) -> None:
     from realtime.app import create_app
     from realtime.observe import logs
-    from realtime.server import listen, make_server
+    from realtime.server import run
     from realtime.settings import SettingsError, load_settings, unknown_settings
 
     settings = load_settings(**overrides)
@@ -48,12 +48,9 @@ def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool) -> N
         )
     logs.configure(settings.log_format, settings.log_level)
     app = create_app(settings=settings)
-    listener = listen(settings)
     for name in unknown_settings():
         logs.warning("unknown setting", name=name)
-    host, port = listener.getsockname()[:2]
-    click.echo(f"realtime {__version__} on http://{host}:{port}", err=True)
-    make_server(app, settings).run(sockets=[listener])
+    run(app, settings)
 
 
 def _is_loopback(host: str) -> bool:

@@ -141,8 +141,8 @@ class Connection:
         try:
             async with asyncio.TaskGroup() as group:
                 self._sender = group.create_task(self._send_all(live, is_new))
-                code = await self._read_all(inbox)
-                self.floor_s = SERVER_ENDED_FLOOR_S if code in SERVER_CODES else 0.0
+                disconnect = await self._read_all(inbox)
+                self.floor_s = SERVER_ENDED_FLOOR_S if _by_server(disconnect) else 0.0
                 await inbox.finish(LAST_COMMANDS_S)
                 self._sender.cancel()
         except* Closing as ended:
@@ -152,12 +152,12 @@ class Connection:
             inbox.stop()
         return closing
 
-    async def _read_all(self, inbox: Inbox) -> int:
-        """Read until the client is gone; returns the code that the ASGI server gives for it."""
+    async def _read_all(self, inbox: Inbox) -> Message:
+        """Read until the client is gone; returns the ASGI message that says so."""
         while True:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
-                return int(message.get("code") or 1006)
+                return message
             frame = message.get(self._opening.codec.frame)
             if frame is None:
                 raise Closing(CloseCode.UNSUPPORTED_DATA)
@@ -253,6 +253,11 @@ class Connection:
                 await self._asgi_send(message)
         except (OSError, RuntimeError):  # closed already, or the client takes nothing (TimeoutError)
             return
+
+
+def _by_server(disconnect: Message) -> bool:
+    """Whether the ASGI server has ended the connection. A client's close, whatever its code, comes with a reason."""
+    return disconnect.get("code") in SERVER_CODES and "reason" not in disconnect
 
 
 def _gone(gone: Gone) -> Closing:

@@ -50,6 +50,8 @@ def fit(conversation: Sequence[Message], *, room_tokens: int, truncation: str) -
     kept: list[Message] = []
     room = room_tokens - sum(_tokens(message) for message in conversation if message.role == "system")
     full = False
+    if room < 0:
+        raise _too_long()
     for index, message in reversed(list(enumerate(conversation))):
         if message.role == "system":
             kept.append(message)
@@ -57,10 +59,14 @@ def fit(conversation: Sequence[Message], *, room_tokens: int, truncation: str) -
         room -= _tokens(message)
         full = full or room < 0
         if full and (truncation == "error" or index == len(conversation) - 1):
-            raise InvalidRequest("context_length_exceeded", "The conversation is longer than the model can hold.")
+            raise _too_long()
         if not full:
             kept.append(message)
     return kept[::-1]
+
+
+def _too_long() -> InvalidRequest:
+    return InvalidRequest("context_length_exceeded", "The conversation is longer than the model can hold.")
 
 
 def joined(texts: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from realtime.hub import LiveSession
 from realtime.log import ChannelLog
 from realtime.protocol import (
     CONTROL_CHANNEL,
-    MAX_FRAME_BYTES,
+    MAX_FRAME_CHARS,
     SESSION_CHANNEL,
     ChannelEvent,
     ResponseCreated,
@@ -54,10 +54,15 @@ class Start:
 
 async def find_start(live: LiveSession, after: Mapping[str, int] | None) -> Start:
     """Where a reader that has `after` begins in `live`. Raises `NotFound` (`store_lost`) if the session has less."""
-    heads = (await live.store.load(live.id)).heads
-    shown = {name: Head(position, finished=False) for name, position in live.positions().items()}
-    shown[SESSION_CHANNEL] = Head(live.state.position, finished=live.state.closed)
-    return Start({**heads, **shown}, after)
+    heads = dict((await live.store.load(live.id)).heads)
+    while live.state.position < heads[SESSION_CHANNEL].position:
+        await live.refresh()  # the store is ahead of what was told here: another instance's readers may be, too
+    for channel, shown in live.positions().items():
+        stored = heads.get(channel)
+        if stored is None or not stored.finished:
+            heads[channel] = Head(max(shown, stored.position if stored else 0), finished=False)
+    heads[SESSION_CHANNEL] = Head(live.state.position, finished=live.state.closed)
+    return Start(heads, after)
 
 
 class Cursor:
@@ -99,6 +104,7 @@ class Cursor:
         event = await self._scan(now)
         if event is None and self._replaying and self.due is math.inf:
             self._replaying = False
+            self._heads = {}
             event = await self._scan(now)
         if event is None:
             self._chunk = None
@@ -145,11 +151,13 @@ class Cursor:
             if name == channel and chunk.start <= position < chunk.head:
                 return chunk
         chunk = ChannelLog(position)
-        chunk.extend(await self._live.store.read(self._live.id, channel, position, MAX_FRAME_BYTES))
+        chunk.extend(await self._live.store.read(self._live.id, channel, position, MAX_FRAME_CHARS))
         self._chunk = (channel, chunk)
         return chunk
 
     def _take(self, channel: str, event: ChannelEvent, now: float) -> ChannelEvent:
+        if channel != SESSION_CHANNEL:
+            del self.positions[channel]  # to the end of the row: the other channels come first next time
         self.positions[channel] = event.seq
         if self._interval_s and channel != SESSION_CHANNEL:
             self._not_before[channel] = now + self._interval_s
@@ -161,7 +169,7 @@ class Cursor:
         return self._marked(channel, event)
 
     def _marked(self, channel: str, event: ChannelEvent) -> ChannelEvent:
-        replay = event.seq <= self._heads.get(channel, 0)
+        replay = self._replaying
         reset = channel in self._resets
         if not (replay or reset):
             return event

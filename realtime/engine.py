@@ -23,7 +23,7 @@ from realtime.protocol import (
 )
 from realtime.session import CancelResponse, Decision, Limits, ResponseState, decide, truncated_response
 from realtime.store.base import CommandRecord, CommandSeen, PositionConflict, Store, Write
-from realtime.turn import End, Turn, Turns, answer_text
+from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns, answer_text
 
 BEATS_PER_LEASE = 3
 
@@ -63,6 +63,8 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
+        if self._turns.abandoned:
+            await asyncio.wait(self._turns.abandoned, timeout=STOP_TIMEOUT_S)
 
     async def create(self, user: str) -> str:
         """Make a session of `user`'s; returns its id."""
@@ -193,6 +195,7 @@ class Engine:
             await asyncio.sleep(self._lease_s / BEATS_PER_LEASE)
             for live in self.hub.sessions():
                 await self._hold(live)
+                await asyncio.sleep(0)  # thousands of sessions must not stop the loop
 
     async def _hold(self, live: LiveSession) -> None:
         viewers = [reader.participant for reader in live.readers]

@@ -18,11 +18,12 @@ class Inbox:
     `execute` must not raise: it tells the client what went wrong.
     """
 
-    __slots__ = ("_execute", "_waiting", "_worker")
+    __slots__ = ("_execute", "_room", "_waiting", "_worker")
 
     def __init__(self, execute: Callable[[Command], Awaitable[None]]) -> None:
         self._execute = execute
         self._waiting: deque[Command] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
 
     async def put(self, command: Command) -> None:
@@ -32,8 +33,9 @@ class Inbox:
         self._waiting.append(command)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work(self._waiting))
-        elif len(self._waiting) >= MAX_WAITING:
-            await asyncio.wait([self._worker])
+        while len(self._waiting or ()) >= MAX_WAITING:
+            self._room = self._room or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._room)
 
     async def finish(self, timeout_s: float) -> None:
         """Let what waits be carried out; what is not within `timeout_s` is given up."""
@@ -51,5 +53,12 @@ class Inbox:
             while waiting:
                 await self._execute(waiting[0])
                 waiting.popleft()
+                self._make_room()
         finally:
             self._worker = self._waiting = None
+            self._make_room()
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.set_result(None)
+            self._room = None

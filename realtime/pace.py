@@ -23,8 +23,10 @@ LATE_S = 0.02
 
 GRAIN_S = 0.004
 """Rests end in steps of this: thousands of timers cost more than what they time."""
-SAME_READ_S = 0.001
-"""Pieces that follow each other within this came in one read."""
+MAX_IN_A_ROW = 64
+"""Pieces that are taken from one stream before others have their turn."""
+AT_HAND_S = 0.00005
+"""A piece that comes within this was there already; one that had to be read takes a turn of the loop at least."""
 
 
 class Pace:
@@ -71,17 +73,24 @@ class Pace:
 
 
 class Breath:
-    """One stream's rests. `take` is awaited after each piece; pieces that come in one go are one read."""
+    """One stream's rests. `take` is awaited after each piece that was taken from it."""
 
-    __slots__ = ("_pace", "_rested_at")
+    __slots__ = ("_asked_at", "_in_a_row", "_pace")
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._rested_at = 0.0
+        self._asked_at = 0.0
+        self._in_a_row = 0
 
     async def take(self) -> None:
-        """Rest, unless the piece just taken was there already when the last rest ended."""
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._rested_at > SAME_READ_S:
+        """Rest if the process is busy, unless the piece was there the moment it was asked for: there may be more.
+
+        A stream that always has more at hand lets the loop turn once in a while.
+        """
+        self._in_a_row += 1
+        if self._pace.rest_s and time.monotonic() - self._asked_at > AT_HAND_S:
             await self._pace.rest()
-            self._rested_at = loop.time()
+        elif self._in_a_row >= MAX_IN_A_ROW:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
+        self._asked_at = time.monotonic()

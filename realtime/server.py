@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import sys
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -15,8 +17,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode as WireCloseCode
 from websockets.frames import Frame
 
+from realtime import __version__
 from realtime.doorbell import Doorbell
-from realtime.settings import Settings
+from realtime.settings import Settings, SettingsError
 
 ABORT_S = 2.0
 """How long after its close frame a connection may linger: its client takes nothing, or does not answer."""
@@ -24,6 +27,8 @@ MAX_FRAGMENTS = 1024
 """Frames that one message may come in: empty ones pass any limit on bytes."""
 SEND_BUFFER_BYTES = 128 * 1024
 """The kernel's buffer per client; Linux doubles it. Without a limit it grows to megabytes for one that stalls."""
+KERNEL_MARGIN_S = 5.0
+"""How much later than the server the kernel gives up on a client: the server's end is the one that is told."""
 HEAD_TIMEOUT_S = 10.0
 """How long the head of a request may take."""
 BACKLOG = 4096
@@ -77,6 +82,10 @@ class Gate:
         """Close it."""
         self._open = False
 
+    def is_set(self) -> bool:
+        """Whether it is open."""
+        return self._open
+
     async def wait(self) -> None:
         """Return once it is open."""
         while not self._open:
@@ -123,8 +132,20 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
             super().send_receive_event_to_app()
 
     def keepalive_timeout(self) -> None:
-        """No pong came in time: the client has vanished."""
-        super().keepalive_timeout()
+        """No pong came in time: the client has vanished, unless the ping waits behind what it does not read.
+
+        Who takes nothing is the application's to judge, by its send timeout.
+        """
+        if self.writable.is_set():
+            super().keepalive_timeout()
+            self._abort_later()
+        else:
+            self.pong_timer = self.pending_ping_payload = None
+            self.schedule_ping()
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        super().shutdown()
         self._abort_later()
 
     def handle_parser_exception(self) -> None:
@@ -189,7 +210,16 @@ def _is_utf8(data: bytes) -> bool:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which takes what it has loaded out of the garbage collector's sight once it is up.
+    """uvicorn's server, for which to be asked to stop is no failure: the process ends with status 0."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As uvicorn's."""
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
+
+
+class OnlyServer(Server):
+    """The server of a process that does nothing else: once it is up, it settles the garbage collector.
 
     The model SDK alone brings hundreds of thousands of objects that live for ever; to walk them stops the loop for
     tenths of a second, again and again.
@@ -203,6 +233,17 @@ class Server(uvicorn.Server):
         gc.set_threshold(*GC_THRESHOLDS)
 
 
+def run(app: ASGIApp, settings: Settings) -> None:
+    """Serve `app` until the process is asked to stop. Raises `SettingsError` where it can't listen."""
+    try:
+        listener = listen(settings)
+    except OSError as error:
+        raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+    host, port = listener.getsockname()[:2]
+    print(f"realtime {__version__} on http://{host}:{port}", file=sys.stderr, flush=True)
+    make_server(app, settings, OnlyServer).run(sockets=[listener])
+
+
 def listen(settings: Settings) -> socket.socket:
     """A listening socket whose connections stall neither for ever nor in megabytes. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -212,7 +253,8 @@ def listen(settings: Settings) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
         if user_timeout is not None:
-            listener.setsockopt(socket.IPPROTO_TCP, user_timeout, int(settings.send_timeout_s * 1000))
+            milliseconds = min(int((settings.send_timeout_s + KERNEL_MARGIN_S) * 1000), 2**31 - 1)
+            listener.setsockopt(socket.IPPROTO_TCP, user_timeout, milliseconds)
         listener.bind((settings.host, settings.port))
     except BaseException:
         listener.close()
@@ -220,7 +262,7 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def make_server(app: ASGIApp, settings: Settings) -> Server:
+def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -> Server:
     """A server that is ready to run on a socket of `listen`."""
     options: dict[str, Any] = {
         "http": PunctualHttpProtocol,
@@ -237,4 +279,4 @@ def make_server(app: ASGIApp, settings: Settings) -> Server:
         "backlog": BACKLOG,
         "timeout_graceful_shutdown": max(1, round(settings.drain_s)),
     }
-    return Server(uvicorn.Config(app, **options))
+    return kind(uvicorn.Config(app, **options))

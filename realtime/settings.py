@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -119,7 +119,13 @@ def _convert(field: str, value: Any, hint: Any) -> Any:
     try:
         converted = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{variable(field)}={value!r} is not allowed: {error}") from None
+        raise SettingsError(f"{variable(field)}={value!r} is not allowed: {_allowed(hint) or error}") from None
     if isinstance(converted, float) and not 0 < converted < 1e9:
-        raise SettingsError(f"{variable(field)}={value!r} is not allowed: expected a number of seconds above 0")
+        raise SettingsError(f"{variable(field)}={value!r} is not allowed: expected seconds above 0 and below 1e9")
     return converted
+
+
+def _allowed(hint: Any) -> str:
+    """The choices of a setting that has some."""
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return f"expected one of {', '.join(choices)}" if choices else ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import assert_never
+from typing import Any, assert_never
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from realtime.conversation import estimate_tokens, fit, messages
 from realtime.errors import RealtimeError, ServerError
@@ -28,6 +28,9 @@ from realtime.responders.base import Finish, Reasoning, Request, Responder, Text
 from realtime.session import ResponseState
 from realtime.store.base import PositionConflict, Write
 from realtime.usage import Meter, status_of
+
+STOP_TIMEOUT_S = 1.0
+"""How long a responder that is stopped may take before its response is ended without it."""
 
 
 class End(Struct, frozen=True, kw_only=True):
@@ -54,6 +57,8 @@ class Turns(Struct, frozen=True):
     context_tokens: int
     truncation: str
     report: Callable[[BaseException], None]
+    abandoned: set[asyncio.Task[None]] = field(default_factory=set)
+    """Responders that were stopped and have not ended yet."""
 
 
 class Turn:
@@ -64,13 +69,14 @@ class Turn:
     """
 
     __slots__ = (
+        "_answering",
+        "_decided",
         "_end",
         "_live",
         "_meter",
         "_reasoning",
         "_response",
         "_tail",
-        "_task",
         "_text",
         "_turns",
         "_view",
@@ -85,7 +91,8 @@ class Turn:
         self._text = OutputTextDelta(response_id=response.id, delta="")
         self._reasoning = ReasoningDelta(response_id=response.id, delta="")
         self._meter = Meter(0)
-        self._task: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._decided: asyncio.Future[None] | None = None
         self._end: End | None = None
 
     async def run(self) -> None:
@@ -101,50 +108,78 @@ class Turn:
 
     def stop(self, end: End) -> None:
         """End the response with `end`, unless it is ending already. The model call is closed at once."""
-        if self._end is None:
-            self._end = end
-            if self._task is not None and self._task is not asyncio.current_task():
-                self._task.cancel()
+        if self._decide(end) and self._answering is not None:
+            self._answering.cancel()
 
     async def _until_end(self) -> End:
-        """Answer until the answer, or `stop`, or an error ends it. Only while this runs can `stop` cancel the task."""
-        self._task = task = asyncio.current_task()
-        assert task is not None
-        try:
-            end = self._end or await self._answer()
-            return self._end or end
-        except asyncio.CancelledError:
-            if self._end is None:
-                raise
-            task.uncancel()
-            return self._end
-        except RealtimeError as error:
-            return End.failed(error)
-        except PositionConflict:
-            raise
-        except Exception as error:  # the responder is somebody else's code: whatever it raises ends this turn only
-            self._turns.report(error)
-            return End.failed(ServerError("responder_failed", "The responder failed."))
-        finally:
-            self._task = None
+        """Answer until the answer, an error or `stop` ends it."""
+        if self._end is None:
+            self._decided = asyncio.get_running_loop().create_future()
+            answering = self._answering = asyncio.create_task(self._answer())
+            either: list[asyncio.Future[Any]] = [answering, self._decided]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([answering], timeout=STOP_TIMEOUT_S)
+            finally:
+                self._leave(answering)
+        return self._end or self._outcome()
 
-    async def _answer(self) -> End:
+    def _decide(self, end: End) -> bool:
+        """Let `end` be the response's, if it has none yet; returns whether it is. From here on the rest is bounded."""
+        if self._end is not None:
+            return False
+        self._end = end
+        if self._decided is not None and not self._decided.done():
+            self._decided.set_result(None)
+        return True
+
+    def _leave(self, answering: asyncio.Task[None]) -> None:
+        """Let go of the responder, which may take its time, or may not want to stop at all: that holds up nobody."""
+        if not answering.done():
+            answering.cancel()
+            self._turns.abandoned.add(answering)
+            answering.add_done_callback(self._turns.abandoned.discard)
+        answering.add_done_callback(_forget_outcome)
+
+    def _outcome(self) -> End:
+        assert self._answering is not None
+        if self._answering.cancelled():  # by the responder itself: nobody has stopped it
+            return End.failed(ServerError("responder_failed", "The responder failed."))
+        match error := self._answering.exception():
+            case RealtimeError():
+                return End.failed(error)
+            case PositionConflict():
+                raise error
+            case _:  # the responder is somebody else's code: whatever it raises ends this turn only
+                assert error is not None, "an answer that ended by itself has decided its end"
+                self._turns.report(error)
+                return End.failed(ServerError("responder_failed", "The responder failed."))
+
+    async def _answer(self) -> None:
         claim = ResponseInProgress(response_id=self._response.id)
         await self._live.store.append(self._live.id, [Write(self._response.id, [claim], expect=0)])
         request = await self._request()
+        if self._is_decided():
+            return
         breath = Breath(self._turns.pace)
         async with answering(self._turns.responder, request, idle_s=self._turns.idle_timeout_s) as answer:
             async for event in answer.events:
-                if self._end is not None:
-                    return self._end
+                if self._is_decided():
+                    return
                 if isinstance(event, Finish):
-                    self._meter.finished(event)
-                    return End(status=status_of(event.stop_reason), stop_reason=event.stop_reason)
+                    self._finish(event)
+                    return
                 if self._take(event):
                     answer.progress()
-                    if self._turns.pace.rest_s:
-                        await breath.take()
-        return End(status="completed", stop_reason="end_turn")
+                await breath.take()
+            self._finish(Finish("end_turn"))
+
+    def _is_decided(self) -> bool:
+        return self._end is not None
+
+    def _finish(self, finish: Finish) -> None:
+        if self._decide(End(status=status_of(finish.stop_reason), stop_reason=finish.stop_reason)):
+            self._meter.finished(finish)
 
     def _take(self, event: str | Text | Reasoning | TokenCount) -> bool:
         """Show what the responder says; returns whether it said something."""
@@ -213,3 +248,9 @@ async def answer_text(live: LiveSession, response_id: str) -> str:
     """The text of a response as far as it has come; empty for one that is unknown or has said nothing."""
     runs = [entry for entry in await live.entries(response_id) if isinstance(entry, Deltas)]
     return "".join("".join(run.texts) for run in runs if isinstance(run.template, OutputTextDelta))
+
+
+def _forget_outcome(answering: asyncio.Task[None]) -> None:
+    """Take note of an error that nobody needs, so that asyncio does not tell of it."""
+    if not answering.cancelled():
+        answering.exception()

@@ -142,8 +142,6 @@ async def cancel(tasks: set[asyncio.Task[object]]) -> None:
 
 def refuse_leaks(tasks: list[str], descriptors: set[str]) -> None:
     """Fail the test if anything is left."""
-    left = [f"a task: {task}" for task in sorted(tasks)] + [
-        f"open: {target}" for target in sorted(descriptors)
-    ]
+    left = [f"a task: {task}" for task in sorted(tasks)] + [f"open: {target}" for target in sorted(descriptors)]
     if left:
         pytest.fail("the test left behind\n  " + "\n  ".join(left), pytrace=False)

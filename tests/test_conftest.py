@@ -94,9 +94,7 @@ def test_guards_fail_what_leaks_or_blocks_and_nothing_else(tmp_path: Path) -> No
         timeout=50,
         check=False,
     )
-    results = [
-        line.split() for line in run.stdout.split("short test summary")[0].splitlines() if "::" in line
-    ]
+    results = [line.split() for line in run.stdout.split("short test summary")[0].splitlines() if "::" in line]
     failed = {words[0].split("::")[1] for words in results if words[1] in {"FAILED", "ERROR"}}
     seen = {words[0].split("::")[1] for words in results}
     assert len(seen) == CASES.count("def test_"), run.stdout

@@ -28,9 +28,7 @@ REGISTRIES = [
         ("rubygems", "org"),
     )
 ]
-FORBIDDEN = re.compile(
-    "|".join([*map(re.escape, REGISTRIES), r"(?<![\w.~$})/-])/(?:root|home|Users|work)(?![\w.-])"])
-)
+FORBIDDEN = re.compile("|".join([*map(re.escape, REGISTRIES), r"(?<![\w.~$})/-])/(?:root|home|Users|work)(?![\w.-])"]))
 
 
 def repository_files() -> list[Path]:

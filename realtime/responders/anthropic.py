@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -25,14 +24,12 @@ from realtime.responders.anthropic_wire import AnswerReader, upstream_error
 from realtime.responders.base import Finish, Request, ResponderEvent
 
 if TYPE_CHECKING:
-    import aiohttp
     import anthropic
 
 DEFAULT_MODEL = "claude-haiku-5-5"
 FIRST_RETRY_S = 0.5
 MAX_ATTEMPTS = 3
 CONNECT_TIMEOUT_S = 10.0
-KEEPALIVE_S = 30.0
 DRAIN_S = 0.05
 """How long the connection may take to end after `message_stop`; if it does in time it can be used again."""
 
@@ -164,26 +161,17 @@ def _make_client(max_connections: int, address: tuple[str | None, str | None]) -
     import anthropic
     import httpx2
 
+    from realtime.responders.pool import make_session
+
     timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
     limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=100)
     pool = anthropic.DefaultAioHttpClient(timeout=timeout, limits=limits)
     transport: Any = pool._transport
-    transport.client = partial(_make_session, max_connections, transport.ssl_context)
+    transport.client = partial(make_session, max_connections, transport.ssl_context)
     api_key, base_url = address
     return anthropic.AsyncAnthropic(
         api_key=api_key, base_url=base_url, http_client=pool, timeout=timeout, max_retries=0
     )
-
-
-def _make_session(max_connections: int, ssl_context: ssl.SSLContext) -> aiohttp.ClientSession:
-    """The pool itself, as the SDK's transport would make it, but for a buffer that holds one read at most.
-
-    What a stream that rests (see `realtime.pace`) does not read yet then waits in the kernel, and is read in one go.
-    """
-    import aiohttp
-
-    connector = aiohttp.TCPConnector(limit=max_connections, ssl=ssl_context, keepalive_timeout=KEEPALIVE_S)
-    return aiohttp.ClientSession(connector=connector, read_bufsize=1)
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

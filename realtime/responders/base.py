@@ -73,5 +73,5 @@ class Responder(Protocol):
     """Answers requests. One that holds a client or a pool is also an async context manager: the server enters it
     when it starts, once, and leaves it when it stops."""
 
-    def __call__(self, request: Request) -> AsyncIterator[ResponderEvent]:
+    def __call__(self, request: Request, /) -> AsyncIterator[ResponderEvent]:
         """Answer `request`. A raised `UpstreamError` is told to the client; any other error as `responder_failed`."""

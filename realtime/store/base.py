@@ -114,7 +114,8 @@ class Store(Protocol):
 
         Raises `PositionConflict` if a channel is not where its write expects it, `CommandSeen` if the command is
         recorded already, and `ConflictError` (`session_full`) if the session holds too much, unless the writes end a
-        channel. Watchers are told in the order of the appends. Counts as use of the session.
+        channel or go to the control channel. Watchers are told in the order of the appends. Counts as use of the
+        session.
         """
 
     async def append_all(self, batches: Sequence[Batch]) -> list[Exception | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -12,7 +13,7 @@ import msgspec
 
 from realtime.errors import ConflictError, session_not_found
 from realtime.log import ChannelLog, Deltas, Entry, length
-from realtime.protocol import SESSION_CHANNEL, Participant, Session
+from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, Participant, Session
 from realtime.store.base import (
     Appended,
     Batch,
@@ -41,7 +42,17 @@ class _Lease(msgspec.Struct):
 class _Stored:
     """One session: its logs, what ended, who looks, and when it expires."""
 
-    __slots__ = ("channels", "commands", "deadline", "finished", "leases", "listeners", "session", "size")
+    __slots__ = (
+        "channels",
+        "commands",
+        "deadline",
+        "finished",
+        "leases",
+        "listeners",
+        "next_lease",
+        "session",
+        "size",
+    )
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -51,6 +62,8 @@ class _Stored:
         self.finished: set[str] | None = None
         self.commands: dict[tuple[str, str], CommandRecord] | None = None
         self.leases: dict[str, _Lease] = {}
+        self.next_lease = math.inf
+        """When the first of the leases may have run out."""
         self.listeners: list[Listener] = []
 
     def position(self, channel: str) -> int:
@@ -77,6 +90,7 @@ class MemoryStore:
         self._clock = clock
         self._sessions: dict[str, _Stored] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._swept_at = clock()
 
     async def create(self, session: Session) -> None:
         stored = self._sessions[session.id] = _Stored(session)
@@ -121,6 +135,7 @@ class MemoryStore:
             stored.leases[viewer.connection_id] = _Lease(viewer, deadline)
             if is_new:
                 stored.tell(ViewerJoined(viewer))
+        stored.next_lease = _next_lease(stored)
 
     async def release(self, session_id: str, connection_id: str, floor_s: float) -> None:
         stored = self._use(session_id)
@@ -141,16 +156,20 @@ class MemoryStore:
         return
 
     def sweep(self) -> None:
-        """Forget the sessions whose time is over, and leases that were not renewed."""
+        """Forget the sessions whose time is over, and leases that were not renewed.
+
+        A process that stood still could not renew any: the first sweep after that blames nobody.
+        """
         now = self._clock()
+        stood_still = now - self._swept_at > 2 * SWEEP_S
+        self._swept_at = now
         for session_id, stored in list(self._sessions.items()):
             if stored.deadline <= now:
                 del self._sessions[session_id]
                 stored.tell(Gone("expired"))
                 continue
-            for lease in [lease for lease in stored.leases.values() if lease.deadline <= now]:
-                del stored.leases[lease.participant.connection_id]
-                stored.tell(ViewerLeft(lease.participant, 0.0))
+            if stored.next_lease <= now and not stood_still:
+                _drop_lost(stored, now)
 
     async def __aenter__(self) -> Self:
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="memory store sweeper")
@@ -188,7 +207,7 @@ class MemoryStore:
         for write in writes:
             if write.expect is not None and write.expect != stored.position(write.channel):
                 raise PositionConflict
-        if stored.size >= self._max_bytes and not any(_ends(write) for write in writes):
+        if stored.size >= self._max_bytes and not any(map(_is_free, writes)):
             raise ConflictError("session_full", "The session holds as much as a session may; start a new one.")
 
     async def _try_append(self, batch: Batch) -> Exception | None:
@@ -197,6 +216,17 @@ class MemoryStore:
         except Exception as error:  # returned: one session's error is not another's
             return error
         return None
+
+
+def _drop_lost(stored: _Stored, now: float) -> None:
+    for lease in [lease for lease in stored.leases.values() if lease.deadline <= now]:
+        del stored.leases[lease.participant.connection_id]
+        stored.tell(ViewerLeft(lease.participant, 0.0))
+    stored.next_lease = _next_lease(stored)
+
+
+def _next_lease(stored: _Stored) -> float:
+    return min((lease.deadline for lease in stored.leases.values()), default=math.inf)
 
 
 def _write(stored: _Stored, write: Write) -> Appended:
@@ -217,6 +247,11 @@ def _record(stored: _Stored, command: CommandRecord) -> None:
     commands[command.user, command.event_id] = command
     if len(commands) > KEPT_COMMANDS:
         del commands[next(iter(commands))]
+
+
+def _is_free(write: Write) -> bool:
+    """Whether a full session takes it all the same: what ends something, or asks for an end."""
+    return write.channel == CONTROL_CHANNEL or _ends(write)
 
 
 def _ends(write: Write) -> bool:

@@ -80,9 +80,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if how == "reset":
-            self._transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE
-            )
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
         self._transport.abort()
 
     async def send(self, data: bytes) -> None:

@@ -198,9 +198,7 @@ class ModelServer:
             return
         body = _as_stream_request(http.body)
         if body is None:
-            await connection.respond(
-                400, error_body("invalid_request_error", "a JSON object with stream: true")
-            )
+            await connection.respond(400, error_body("invalid_request_error", "a JSON object with stream: true"))
             return
         scenario = self.scenarios.get(body["model"], self.default)
         self._attempts[scenario] += 1
@@ -214,9 +212,7 @@ class ModelServer:
 class _Answer:
     """One scenario being played to one request."""
 
-    def __init__(
-        self, connection: HttpConnection, request: ModelRequest, scenario: Scenario, *, number: int
-    ) -> None:
+    def __init__(self, connection: HttpConnection, request: ModelRequest, scenario: Scenario, *, number: int) -> None:
         self._connection = connection
         self._request = request
         self._scenario = scenario
@@ -330,11 +326,7 @@ _STREAM_HEAD = (
 def _as_stream_request(body: bytes) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError):
         request = json.loads(body)
-        if (
-            isinstance(request, dict)
-            and request.get("stream") is True
-            and isinstance(request.get("model"), str)
-        ):
+        if isinstance(request, dict) and request.get("stream") is True and isinstance(request.get("model"), str):
             return request
     return None
 

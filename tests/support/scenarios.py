@@ -355,6 +355,4 @@ def error_body(type_: str, message: str) -> bytes:
 
 
 PING = event("ping")
-BAD_JSON = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_d\n\n'
-)
+BAD_JSON = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_d\n\n'

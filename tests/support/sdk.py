@@ -11,9 +11,7 @@ MESSAGES: list[MessageParam] = [{"role": "user", "content": "Hello?"}]
 def open_client(url: str, max_retries: int = 0) -> anthropic.AsyncAnthropic:
     """The real SDK, to be closed by `async with`."""
     http_client = anthropic.DefaultAioHttpClient(trust_env=False)
-    return anthropic.AsyncAnthropic(
-        base_url=url, api_key="test", http_client=http_client, max_retries=max_retries
-    )
+    return anthropic.AsyncAnthropic(base_url=url, api_key="test", http_client=http_client, max_retries=max_retries)
 
 
 async def open_stream(

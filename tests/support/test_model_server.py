@@ -70,9 +70,7 @@ async def hang_up(peer: Peer) -> None:
         await peer[1].wait_closed()
 
 
-async def test_stream_helper_reads_a_whole_answer(
-    server: ModelServer, client: anthropic.AsyncAnthropic
-) -> None:
+async def test_stream_helper_reads_a_whole_answer(server: ModelServer, client: anthropic.AsyncAnthropic) -> None:
     """Thinking with its signature, text, usage and stop reason arrive through `messages.stream()`."""
     usage = Usage(input_tokens=7, cache_read_input_tokens=5, cache_creation_input_tokens=3, output_tokens=42)
     steps: list[Step] = [
@@ -189,9 +187,7 @@ async def test_a_connection_serves_one_request_after_another(
     assert [request.ended for request in server.received] == ["completed"] * 3
 
 
-async def test_progress_of_a_stream_can_be_awaited(
-    server: ModelServer, client: anthropic.AsyncAnthropic
-) -> None:
+async def test_progress_of_a_stream_can_be_awaited(server: ModelServer, client: anthropic.AsyncAnthropic) -> None:
     """Headers, tokens, stop and end are recorded as they happen."""
     before, middle = Gate(), Gate()
     server.scenarios["m"] = Scenario([before, Text("a"), Text("b"), middle, Stop()])
@@ -209,9 +205,7 @@ async def test_progress_of_a_stream_can_be_awaited(
     await asked
 
 
-async def test_waiting_for_what_will_not_come_fails(
-    server: ModelServer, client: anthropic.AsyncAnthropic
-) -> None:
+async def test_waiting_for_what_will_not_come_fails(server: ModelServer, client: anthropic.AsyncAnthropic) -> None:
     """A test that waits for tokens of an answer that has ended is told so."""
     server.scenarios["m"] = Scenario([Text("a")])
     await ask(client, "m")
@@ -312,9 +306,7 @@ async def test_a_scenario_without_sense_fails_the_owner() -> None:
         (b"POST /v1/messages", b'{"model": "m"}', b"400"),
     ],
 )
-async def test_refuses_other_requests(
-    server: ModelServer, request_line: bytes, body: bytes, status: bytes
-) -> None:
+async def test_refuses_other_requests(server: ModelServer, request_line: bytes, body: bytes, status: bytes) -> None:
     """What the stand-in does not know is refused and not recorded."""
     peer = await post(server, "m")
     await peer[0].readuntil(b"\r\n0\r\n\r\n")

@@ -111,9 +111,7 @@ async def test_pings_hide_a_stall_for_ever(server: ModelServer, client: anthropi
                 advance(interval_s)
 
 
-async def test_the_sdk_waits_for_the_end_after_the_stop(
-    server: ModelServer, client: anthropic.AsyncAnthropic
-) -> None:
+async def test_the_sdk_waits_for_the_end_after_the_stop(server: ModelServer, client: anthropic.AsyncAnthropic) -> None:
     """After `message_stop` the SDK's iterator goes on waiting while the connection is open."""
     server.scenarios["m"] = Scenario([Text("Hello"), KeepOpenAfterStop()])
     async with await open_stream(client, "m") as stream:
@@ -129,9 +127,7 @@ async def test_the_sdk_waits_for_the_end_after_the_stop(
     assert request.stopped_at is not None
 
 
-async def test_an_error_event_is_an_error_of_the_sdk(
-    server: ModelServer, client: anthropic.AsyncAnthropic
-) -> None:
+async def test_an_error_event_is_an_error_of_the_sdk(server: ModelServer, client: anthropic.AsyncAnthropic) -> None:
     """The provider's own error in mid-stream has its type and message."""
     server.scenarios["m"] = Scenario([Text("Hello"), ErrorEvent("overloaded_error", "Busy"), Stall()])
     async with await open_stream(client, "m") as stream:
@@ -210,9 +206,7 @@ async def test_errors_that_last_longer_than_the_retries(server: ModelServer) -> 
     assert len(server.received) == 3
 
 
-async def test_a_scenario_registered_anew_counts_anew(
-    server: ModelServer, client: anthropic.AsyncAnthropic
-) -> None:
+async def test_a_scenario_registered_anew_counts_anew(server: ModelServer, client: anthropic.AsyncAnthropic) -> None:
     """Attempts are counted by scenario, not by name."""
     for _ in range(2):
         server.scenarios["m"] = Scenario([HttpError(500, times=1), Text("a"), Stop()])

@@ -180,9 +180,7 @@ async def test_cut_is_a_fin_to_both_ends(client: End, server: End, connection: P
     assert await server[0].read() == b""
 
 
-async def test_cut_is_a_fin_even_with_bytes_unread(
-    client: End, server: End, connection: ProxyConnection
-) -> None:
+async def test_cut_is_a_fin_even_with_bytes_unread(client: End, server: End, connection: ProxyConnection) -> None:
     """What a black hole left unread does not turn the FIN into an RST."""
     await connection.blackhole()
     for _ in range(8):
@@ -250,9 +248,7 @@ async def test_blackhole_stops_reading(target: Target) -> None:
         drained.exception()
 
 
-async def test_blackhole_of_the_proxy_keeps_new_connections_from_the_target(
-    proxy: TcpProxy, target: Target
-) -> None:
+async def test_blackhole_of_the_proxy_keeps_new_connections_from_the_target(proxy: TcpProxy, target: Target) -> None:
     """A client gets in, the target hears of it after `resume`."""
     await proxy.blackhole()
     async with dialled(proxy) as client:
@@ -265,9 +261,7 @@ async def test_blackhole_of_the_proxy_keeps_new_connections_from_the_target(
         assert await reader.readexactly(5) == b"hello"
 
 
-async def test_delay_holds_each_chunk_for_its_time(
-    client: End, server: End, connection: ProxyConnection
-) -> None:
+async def test_delay_holds_each_chunk_for_its_time(client: End, server: End, connection: ProxyConnection) -> None:
     """Nothing arrives before its time, several chunks may be under way, and the FIN comes as late."""
     with advancing_clock() as advance:
         await connection.delay(2 * HOUR_S)
@@ -295,9 +289,7 @@ async def test_resume_ends_a_delay_at_once(client: End, server: End, connection:
     assert await client[0].readexactly(4) == b"late"
 
 
-async def test_throttle_lets_through_so_much_a_second(
-    client: End, server: End, connection: ProxyConnection
-) -> None:
+async def test_throttle_lets_through_so_much_a_second(client: End, server: End, connection: ProxyConnection) -> None:
     """At a byte an hour, an hour brings a byte."""
     with advancing_clock() as advance:
         await connection.throttle(1 / HOUR_S)

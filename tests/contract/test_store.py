@@ -1,0 +1,863 @@
+"""What every store promises: each sentence of `realtime.store.base` is a test, run over each implementation.
+
+To plug one in, add an entry to `IMPLEMENTATIONS`: a function that opens a store with sessions that live for `TTL_S`
+and hold `MAX_BYTES`, and says how its time passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from realtime.errors import ConflictError, NotFound
+from realtime.log import Deltas, Entry
+from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, ChannelEvent, Overrides, ReasoningDelta
+from realtime.session import CancelResponse
+from realtime.store.base import (
+    Appended,
+    Batch,
+    CommandRecord,
+    CommandSeen,
+    Gone,
+    Head,
+    Notice,
+    PositionConflict,
+    Store,
+    ViewerJoined,
+    ViewerLeft,
+    Write,
+)
+from realtime.store.memory import MemoryStore
+from tests.contract import begun, closed, created, done, flat, item, participant, session, spoken
+
+TTL_S = 100.0
+LEASE_S = 10.0
+MAX_BYTES = 200_000
+ALL = 1_000_000
+"""More characters than any channel here has."""
+PATIENCE_S = 5.0
+SESSION = "sess_1"
+
+
+@dataclass
+class Subject:
+    """A store under test. `advance` lets seconds pass, and what is due in them happen."""
+
+    store: Store
+    advance: Callable[[float], Awaitable[None]]
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[Subject]:
+    """The store in this process, on a clock of its own."""
+    now = 0.0
+
+    async def advance(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        in_process.sweep()  # the first sweep after a jump takes it for a process that stood still
+        in_process.sweep()
+
+    in_process = MemoryStore(session_ttl_s=TTL_S, max_session_bytes=MAX_BYTES, clock=lambda: now)
+    async with in_process:
+        yield Subject(in_process, advance)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[], AbstractAsyncContextManager[Subject]]] = {"memory": memory}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """A store in which the session `SESSION` was just made."""
+    async with IMPLEMENTATIONS[request.param]() as subject:
+        await subject.store.create(session(SESSION))
+        yield subject
+
+
+@pytest.fixture
+def store(subject: Subject) -> Store:
+    """The same, where time does not matter."""
+    return subject.store
+
+
+class Told:
+    """What a watcher of a session was told, in order. A store may tell it a while after the call."""
+
+    def __init__(self, store: Store, session_id: str = SESSION) -> None:
+        self.notices: list[Notice] = []
+        self._news = asyncio.Event()
+        self.end = store.watch(session_id, self._listen)
+
+    def _listen(self, notice: Notice) -> None:
+        self.notices.append(notice)
+        self._news.set()
+
+    async def until(self, enough: Callable[[list[Notice]], object]) -> list[Notice]:
+        """Wait until `enough` is true of the notices; returns them."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not enough(self.notices):
+                self._news.clear()
+                await self._news.wait()
+        return self.notices
+
+    def positions(self, channel: str) -> list[ChannelEvent]:
+        """The events of a channel that were told, one a position."""
+        return flat(entry for notice in self.appended(channel) for entry in notice.entries)
+
+    def appended(self, channel: str) -> list[Appended]:
+        """What was told of a channel."""
+        return [notice for notice in self.notices if isinstance(notice, Appended) and notice.channel == channel]
+
+
+def record(event_id: str, *, user: str = "ann", digest: bytes = b"d") -> CommandRecord:
+    return CommandRecord(user, event_id, digest)
+
+
+async def append(store: Store, channel: str, *entries: Entry, expect: int | None = None) -> None:
+    await store.append(SESSION, [Write(channel, entries, expect)])
+
+
+async def whole(store: Store, channel: str, max_chars: int = ALL) -> list[ChannelEvent]:
+    """A channel from its start, read until nothing more comes."""
+    events: list[ChannelEvent] = []
+    while found := flat(await store.read(SESSION, channel, len(events), max_chars)):
+        events += found
+    return events
+
+
+async def heads(store: Store) -> dict[str, Head]:
+    return (await store.load(SESSION)).heads
+
+
+# --- create and load -----------------------------------------------------------------------------------------------
+
+
+async def test_a_new_session_is_known(store: Store) -> None:
+    """A session that was made is loaded as it was given."""
+    made = session("sess_2", instructions="Be brief 🙂", max_output_tokens=7)
+    await store.create(made)
+    snapshot = await store.load("sess_2")
+    assert snapshot.session == made
+
+
+async def test_a_new_session_has_an_empty_channel_of_its_own(store: Store) -> None:
+    """The session's channel stands at 0 from the start, so that a reader who claims more is found out."""
+    assert await heads(store) == {SESSION_CHANNEL: Head(0, finished=False)}
+
+
+async def test_load_tells_how_long_the_session_lives(store: Store) -> None:
+    """`expires_in_s` is the whole time, because loading is a use."""
+    assert (await store.load(SESSION)).expires_in_s == pytest.approx(TTL_S, abs=1)
+
+
+async def test_load_tells_where_channels_stand(store: Store) -> None:
+    """Heads have each channel's position, and whether its last event ended it."""
+    await append(store, SESSION_CHANNEL, item("hi"), created("resp_1"), created("resp_2"))
+    await append(store, "resp_1", begun("resp_1"), spoken("resp_1", "a", "b"), done("resp_1"))
+    await append(store, "resp_2", begun("resp_2"))
+    assert await heads(store) == {
+        SESSION_CHANNEL: Head(3, finished=False),
+        "resp_1": Head(4, finished=True),
+        "resp_2": Head(1, finished=False),
+    }
+
+
+async def test_the_session_s_end_finishes_its_channel(store: Store) -> None:
+    """The session's own channel is finished once it is closed."""
+    await append(store, SESSION_CHANNEL, closed())
+    assert await heads(store) == {SESSION_CHANNEL: Head(1, finished=True)}
+
+
+async def test_load_tells_the_size(store: Store) -> None:
+    """The size grows at least by the UTF-8 bytes of what is appended, items and deltas alike."""
+    before = (await store.load(SESSION)).size_bytes
+    await append(store, SESSION_CHANNEL, item("é" * 100))
+    between = (await store.load(SESSION)).size_bytes
+    await append(store, "resp_1", spoken("resp_1", "é" * 100))
+    after = (await store.load(SESSION)).size_bytes
+    assert between - before >= 200
+    assert after - between >= 200
+
+
+async def test_sessions_are_apart(store: Store) -> None:
+    """What is appended to one session stands in no other."""
+    await store.create(session("sess_2"))
+    await append(store, SESSION_CHANNEL, item("hi"))
+    assert await store.read("sess_2", SESSION_CHANNEL, 0, ALL) == []
+
+
+async def test_the_store_answers(store: Store) -> None:
+    """`ping` returns."""
+    await store.ping()
+
+
+# --- append and read -----------------------------------------------------------------------------------------------
+
+ODD = ["", "\x00", "\r\n", "\u2028", "e", "\u0301", "👩", "\u200d", "👩", "שלום", '"\\', "\U0010ffff", "\ufeff"]
+
+
+async def test_what_is_appended_is_read(store: Store) -> None:
+    """Events come back equal, in order, whatever the characters."""
+    entries: list[Entry] = [begun("resp_1"), spoken("resp_1", *ODD), done("resp_1")]
+    await append(store, "resp_1", *entries)
+    assert await whole(store, "resp_1") == flat(entries)
+
+
+async def test_an_event_keeps_its_optional_fields(store: Store) -> None:
+    """What clients never see is kept as well: a response's overrides, the command that caused an event."""
+    overrides = Overrides(instructions="", model="m2", max_output_tokens=5)
+    full = replace(created("resp_1", overrides), for_event_id="e1")
+    await append(store, SESSION_CHANNEL, full)
+    assert await whole(store, SESSION_CHANNEL) == [full]
+
+
+async def test_kinds_of_deltas_stay_apart(store: Store) -> None:
+    """Reasoning and text, interleaved in one channel, come back each as what it was."""
+    entries: list[Entry] = [
+        Deltas(ReasoningDelta(response_id="resp_1", delta=""), ["hm", "mm"]),
+        spoken("resp_1", "a"),
+        Deltas(ReasoningDelta(response_id="resp_1", delta=""), ["…"]),
+        spoken("resp_1", "b"),
+    ]
+    await append(store, "resp_1", *entries)
+    assert await whole(store, "resp_1") == flat(entries)
+
+
+async def test_the_control_channel_is_a_channel(store: Store) -> None:
+    """Requests to a response's owner are logged like anything else."""
+    request = CancelResponse(response_id="resp_1", reason="cancelled")
+    await append(store, CONTROL_CHANNEL, request)
+    assert await whole(store, CONTROL_CHANNEL) == [request]
+
+
+async def test_a_channel_that_nobody_wrote_is_empty(store: Store) -> None:
+    """Reading it finds nothing, and is no error."""
+    assert await store.read(SESSION, "resp_1", 0, ALL) == []
+
+
+async def test_reading_past_the_end_finds_nothing(store: Store) -> None:
+    """A reader that is at the end, or ahead of the store, gets nothing."""
+    await append(store, "resp_1", spoken("resp_1", "a", "b"))
+    assert await store.read(SESSION, "resp_1", 2, ALL) == []
+    assert await store.read(SESSION, "resp_1", 99, ALL) == []
+
+
+async def test_a_read_splits_at_any_position(store: Store) -> None:
+    """After whatever position, inside a run of deltas or between, exactly the rest is read."""
+    written: list[Entry] = [begun("resp_1"), spoken("resp_1", *map(str, range(150))), done("resp_1")]
+    await append(store, "resp_1", *written[:1])
+    await append(store, "resp_1", *written[1:])
+    everything = flat(written)
+    for after in range(len(everything) + 1):
+        assert flat(await store.read(SESSION, "resp_1", after, ALL)) == everything[after:]
+
+
+async def test_a_read_is_bounded(store: Store) -> None:
+    """Of more than `max_chars` about so many come at once, at least one entry each time, and all in the end."""
+    texts = ["x" * 10] * 1000
+    for start in range(0, 1000, 25):
+        await append(store, "resp_1", spoken("resp_1", *texts[start : start + 25]))
+    found = flat(await store.read(SESSION, "resp_1", 0, 1000))
+    assert 500 <= 10 * len(found) <= 2000
+    assert len(await whole(store, "resp_1", max_chars=1000)) == 1000
+
+
+async def test_the_smallest_read_makes_progress(store: Store) -> None:
+    """With a limit below the size of an entry one comes nevertheless."""
+    written: list[Entry] = [begun("resp_1"), spoken("resp_1", "long enough"), done("resp_1")]
+    await append(store, "resp_1", *written)
+    assert await whole(store, "resp_1", max_chars=1) == flat(written)
+
+
+async def test_a_read_of_many_items_is_bounded(store: Store) -> None:
+    """The limit holds for events that are not deltas as well, roughly."""
+    for number in range(150):
+        await append(store, SESSION_CHANNEL, item("x" * 10, f"item_{number}"))
+    assert 1 <= len(await store.read(SESSION, SESSION_CHANNEL, 0, 640)) < 100
+    assert len(await whole(store, SESSION_CHANNEL, max_chars=640)) == 150
+
+
+async def test_an_append_may_expect_a_position(store: Store) -> None:
+    """A write whose `expect` is where the channel stands is carried out."""
+    await append(store, "resp_1", begun("resp_1"), expect=0)
+    await append(store, "resp_1", spoken("resp_1", "a", "b"), expect=1)
+    await append(store, "resp_1", done("resp_1"), expect=3)
+    assert (await heads(store))["resp_1"] == Head(4, finished=True)
+
+
+@pytest.mark.parametrize("expect", [0, 1, 3, 99])
+async def test_another_position_is_a_conflict(store: Store, expect: int) -> None:
+    """A write that expects less or more than there is raises, and nothing is written."""
+    await append(store, "resp_1", spoken("resp_1", "a", "b"))
+    with pytest.raises(PositionConflict):
+        await append(store, "resp_1", done("resp_1"), expect=expect)
+    assert (await heads(store))["resp_1"] == Head(2, finished=False)
+
+
+async def test_one_claim_wins(store: Store) -> None:
+    """Of many that append to an empty channel at once, each expecting it to be empty, one succeeds."""
+
+    async def claim() -> bool:
+        try:
+            await append(store, "resp_1", begun("resp_1"), expect=0)
+        except PositionConflict:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(claim() for _ in range(10)))) == 1
+    assert await whole(store, "resp_1") == [begun("resp_1")]
+
+
+@pytest.mark.parametrize("stale", [0, 1])
+async def test_two_channels_are_one_step(store: Store, stale: int) -> None:
+    """Where one of two writes conflicts, whichever it is, neither is carried out."""
+    writes = [Write(SESSION_CHANNEL, [item("hi")], expect=0), Write("resp_1", [begun("resp_1")], expect=0)]
+    writes[stale] = Write(writes[stale].channel, writes[stale].entries, expect=5)
+    with pytest.raises(PositionConflict):
+        await store.append(SESSION, writes)
+    assert await whole(store, SESSION_CHANNEL) == []
+    assert await whole(store, "resp_1") == []
+
+
+async def test_two_channels_are_both_written(store: Store) -> None:
+    """An append over two channels puts each write where it belongs."""
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")]), Write("resp_1", [begun("resp_1")])])
+    assert await whole(store, SESSION_CHANNEL) == [item("hi")]
+    assert await whole(store, "resp_1") == [begun("resp_1")]
+
+
+async def test_a_refused_append_tells_nobody(store: Store) -> None:
+    """Watchers hear nothing of what was not written."""
+    told = Told(store)
+    with pytest.raises(PositionConflict):
+        await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")]), Write("resp_1", [begun("resp_1")], 5)])
+    await append(store, "resp_2", begun("resp_2"))
+    assert await told.until(len) == [Appended("resp_2", 1, told.appended("resp_2")[0].entries)]
+
+
+async def test_a_cancelled_append_is_whole_or_absent(store: Store) -> None:
+    """Cancelled after any number of turns, both channels and the command are there, or none of them."""
+    for turns in range(6):
+        before = len(await whole(store, SESSION_CHANNEL))
+        name = f"resp_{turns}"
+        writes = [Write(SESSION_CHANNEL, [item("hi")]), Write(name, [begun(name)])]
+        task = asyncio.ensure_future(store.append(SESSION, writes, record(name)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        effects = {
+            len(await whole(store, SESSION_CHANNEL)) - before,
+            len(await whole(store, name)),
+            int(await store.find_command(SESSION, "ann", name) is not None),
+        }
+        assert effects in ({0}, {1})
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_command_is_recorded_with_its_effect(store: Store) -> None:
+    """What was recorded is found again, digest and all."""
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1", digest=b"\x00\xff"))
+    assert await store.find_command(SESSION, "ann", "e1") == record("e1", digest=b"\x00\xff")
+
+
+async def test_a_command_that_never_came_is_not_found(store: Store) -> None:
+    """Another `event_id`, another user and another session have no record of it."""
+    await store.create(session("sess_2"))
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1"))
+    assert await store.find_command(SESSION, "ann", "e2") is None
+    assert await store.find_command(SESSION, "bob", "e1") is None
+    assert await store.find_command("sess_2", "ann", "e1") is None
+
+
+async def test_a_command_is_carried_out_once(store: Store) -> None:
+    """The second append of a command raises and writes nothing, whatever it would have written."""
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1"))
+    with pytest.raises(CommandSeen):
+        await store.append(SESSION, [Write(SESSION_CHANNEL, [item("again")])], record("e1", digest=b"other"))
+    assert await whole(store, SESSION_CHANNEL) == [item("hi")]
+
+
+async def test_a_command_that_comes_twice_at_once_is_carried_out_once(store: Store) -> None:
+    """Of two appends of one command that run together, one is refused."""
+    twice = [store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1")) for _ in range(2)]
+    results = await asyncio.gather(*twice, return_exceptions=True)
+    assert [type(result) for result in results if result is not None] == [CommandSeen]
+    assert await whole(store, SESSION_CHANNEL) == [item("hi")]
+
+
+async def test_users_have_event_ids_of_their_own(store: Store) -> None:
+    """The same `event_id` from another user is another command."""
+    for user in ("ann", "bob"):
+        await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1", user=user))
+    assert len(await whole(store, SESSION_CHANNEL)) == 2
+
+
+async def test_ids_that_join_to_the_same_are_not_the_same(store: Store) -> None:
+    """A user's name that runs into an `event_id` is not taken for another user's."""
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("b:c", user="a"))
+    assert await store.find_command(SESSION, "a:b", "c") is None
+    assert await store.find_command(SESSION, "a", "b:c") is not None
+
+
+async def test_a_refused_command_may_be_tried_again(store: Store) -> None:
+    """A conflict records nothing, so the same command can succeed later."""
+    with pytest.raises(PositionConflict):
+        await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")], expect=7)], record("e1"))
+    assert await store.find_command(SESSION, "ann", "e1") is None
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")], expect=0)], record("e1"))
+
+
+async def test_the_newest_1000_commands_are_kept(store: Store) -> None:
+    """After a thousand commands the first is still known, and refused."""
+    writes = [Write("resp_1", [spoken("resp_1", "a")])]
+    for number in range(1000):
+        await store.append(SESSION, writes, record(f"e{number}"))
+    assert await store.find_command(SESSION, "ann", "e0") == record("e0")
+    with pytest.raises(CommandSeen):
+        await store.append(SESSION, writes, record("e0"))
+
+
+# --- a session that is full ----------------------------------------------------------------------------------------
+
+
+async def fill(store: Store) -> None:
+    await append(store, SESSION_CHANNEL, created("resp_1"))
+    await append(store, "resp_1", begun("resp_1"), spoken("resp_1", "x" * MAX_BYTES))
+
+
+async def test_a_full_session_takes_no_more(store: Store) -> None:
+    """`session_full` refuses items and deltas, and nothing of them is written."""
+    await fill(store)
+    for channel, entry in ((SESSION_CHANNEL, item("hi")), ("resp_1", spoken("resp_1", "y"))):
+        with pytest.raises(ConflictError) as refusal:
+            await append(store, channel, entry)
+        assert refusal.value.code == "session_full"
+    assert await heads(store) == {SESSION_CHANNEL: Head(1, finished=False), "resp_1": Head(2, finished=False)}
+
+
+async def test_a_full_session_takes_ends(store: Store) -> None:
+    """What runs in a full session can end, with its last words, and so can the session."""
+    await fill(store)
+    await append(store, "resp_1", spoken("resp_1", "y"), done("resp_1"), expect=2)
+    await append(store, SESSION_CHANNEL, closed())
+    assert await heads(store) == {SESSION_CHANNEL: Head(2, finished=True), "resp_1": Head(4, finished=True)}
+
+
+async def test_a_full_session_can_be_told_to_stop(store: Store) -> None:
+    """A request to cancel is no content: without it nobody could stop what runs in a full session."""
+    await fill(store)
+    await append(store, CONTROL_CHANNEL, CancelResponse(response_id="resp_1", reason="cancelled"))
+
+
+async def test_a_command_refused_by_a_full_session_is_not_recorded(store: Store) -> None:
+    """It may be tried again."""
+    await fill(store)
+    with pytest.raises(ConflictError):
+        await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1"))
+    assert await store.find_command(SESSION, "ann", "e1") is None
+
+
+# --- append_all ----------------------------------------------------------------------------------------------------
+
+
+async def test_append_all_writes_to_many_sessions(store: Store) -> None:
+    """Each batch lands in its session, and no error is returned."""
+    await store.create(session("sess_2"))
+    batches = [Batch(name, [Write("resp_1", [spoken("resp_1", name)], expect=0)]) for name in (SESSION, "sess_2")]
+    assert await store.append_all(batches) == [None, None]
+    for name in (SESSION, "sess_2"):
+        assert flat(await store.read(name, "resp_1", 0, ALL)) == flat([spoken("resp_1", name)])
+
+
+async def test_append_all_keeps_errors_apart(store: Store) -> None:
+    """A conflict, an unknown and a full session are told in their places, and the others succeed."""
+    await store.create(session("sess_full"))
+    full = [Write("resp_1", [spoken("resp_1", "x" * MAX_BYTES)])]
+    assert await store.append_all([Batch("sess_full", full)]) == [None]
+    write = Write("resp_1", [spoken("resp_1", "a")], expect=0)
+    results = await store.append_all(
+        [
+            Batch("sess_none", [write]),
+            Batch(SESSION, [Write("resp_1", [spoken("resp_1", "a")], expect=3)]),
+            Batch("sess_full", full),
+            Batch(SESSION, [write]),
+        ]
+    )
+    assert [type(result) for result in results] == [NotFound, PositionConflict, ConflictError, type(None)]
+    assert await whole(store, "resp_1") == flat([spoken("resp_1", "a")])
+
+
+async def test_append_all_keeps_the_order_of_one_session(store: Store) -> None:
+    """Batches for one session are carried out in their order."""
+    batches = [Batch(SESSION, [Write("resp_1", [spoken("resp_1", str(n))], expect=n)]) for n in range(5)]
+    assert await store.append_all(batches) == [None] * 5
+    assert await whole(store, "resp_1") == flat([spoken("resp_1", *"01234")])
+
+
+async def test_append_all_of_nothing(store: Store) -> None:
+    """No batches, no errors."""
+    assert await store.append_all([]) == []
+
+
+async def test_append_all_tells_watchers(store: Store) -> None:
+    """A flush is told like an append."""
+    told = Told(store)
+    await store.append_all([Batch(SESSION, [Write("resp_1", [spoken("resp_1", "a", "b")])])])
+    await told.until(len)
+    assert told.positions("resp_1") == flat([spoken("resp_1", "a", "b")])
+
+
+# --- watch ---------------------------------------------------------------------------------------------------------
+
+
+async def test_watchers_are_told_in_order(store: Store) -> None:
+    """Each append is told with the position of its first entry, in the order of the appends."""
+    told = Told(store)
+    await append(store, SESSION_CHANNEL, item("hi"), created("resp_1"))
+    await append(store, "resp_1", begun("resp_1"))
+    await append(store, "resp_1", spoken("resp_1", "a", "b"))
+    await append(store, "resp_1", done("resp_1"))
+    await told.until(lambda notices: len(notices) == 4)
+    assert [(notice.channel, notice.first) for notice in told.notices if isinstance(notice, Appended)] == [
+        (SESSION_CHANNEL, 1),
+        ("resp_1", 1),
+        ("resp_1", 2),
+        ("resp_1", 4),
+    ]
+    assert told.positions("resp_1") == await whole(store, "resp_1")
+
+
+async def test_one_append_over_two_channels_is_told_in_its_order(store: Store) -> None:
+    """The writes of an append are told in the order in which they were given."""
+    told = Told(store)
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [created("resp_1")]), Write("resp_1", [begun("resp_1")])])
+    await told.until(lambda notices: len(notices) == 2)
+    assert [notice.channel for notice in told.notices if isinstance(notice, Appended)] == [SESSION_CHANNEL, "resp_1"]
+
+
+async def test_every_watcher_is_told(store: Store) -> None:
+    """Two watchers of one session hear the same."""
+    one, other = Told(store), Told(store)
+    await append(store, "resp_1", begun("resp_1"))
+    assert await one.until(len) == await other.until(len)
+
+
+async def test_a_watcher_hears_of_its_session_only(store: Store) -> None:
+    """What happens to another session is not told."""
+    await store.create(session("sess_2"))
+    told = Told(store)
+    await store.append("sess_2", [Write("resp_2", [begun("resp_2")])])
+    await append(store, "resp_1", begun("resp_1"))
+    await told.until(len)
+    assert [notice.channel for notice in told.notices if isinstance(notice, Appended)] == ["resp_1"]
+
+
+async def test_a_watch_ends(store: Store) -> None:
+    """After its end a watcher is told nothing, while others are."""
+    ended, other = Told(store), Told(store)
+    ended.end()
+    await append(store, "resp_1", begun("resp_1"))
+    await other.until(len)
+    assert ended.notices == []
+
+
+async def test_what_happened_before_is_not_told(store: Store) -> None:
+    """A watch begins now."""
+    await append(store, "resp_1", begun("resp_1"))
+    told = Told(store)
+    await append(store, "resp_1", spoken("resp_1", "a"))
+    await told.until(len)
+    assert [notice.first for notice in told.appended("resp_1")] == [2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_watch_then_read_has_no_seam(store: Store, seed: int) -> None:
+    """Who watches, then reads, then goes on by position has everything once, while others write."""
+    dice = random.Random(seed)
+
+    async def write(name: str) -> None:
+        for number in range(20):
+            await append(store, "resp_1", spoken("resp_1", f"{name}{number} "))
+            for _ in range(dice.randrange(3)):
+                await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        for name in "abc":
+            group.create_task(write(name))
+        for _ in range(dice.randrange(60)):
+            await asyncio.sleep(0)
+        told = Told(store)
+        for _ in range(dice.randrange(5)):
+            await asyncio.sleep(0)
+        mine = flat(await store.read(SESSION, "resp_1", 0, ALL))
+    await append(store, "resp_1", done("resp_1"))
+    await told.until(lambda _: told.positions("resp_1")[-1:] == [done("resp_1")])
+    for notice in told.appended("resp_1"):
+        assert notice.first <= len(mine) + 1
+        mine += flat(notice.entries)[len(mine) + 1 - notice.first :]
+    assert mine == await whole(store, "resp_1")
+
+
+# --- viewers and their leases --------------------------------------------------------------------------------------
+
+
+async def test_who_holds_is_a_viewer(store: Store) -> None:
+    """Viewers are listed as they were given, the oldest first, and watchers are told of each."""
+    told = Told(store)
+    ann, bob = participant("conn_1"), participant("conn_2", "bob")
+    await store.hold(SESSION, [ann], LEASE_S)
+    await store.hold(SESSION, [bob], LEASE_S)
+    assert await store.viewers(SESSION) == [ann, bob]
+    assert await told.until(lambda notices: len(notices) == 2) == [ViewerJoined(ann), ViewerJoined(bob)]
+
+
+async def test_many_are_held_at_once(store: Store) -> None:
+    """One call holds several, in their order."""
+    viewers = [participant(f"conn_{number}") for number in range(12)]
+    await store.hold(SESSION, viewers, LEASE_S)
+    assert await store.viewers(SESSION) == viewers
+
+
+async def test_a_renewal_keeps_the_order_and_is_not_told(store: Store) -> None:
+    """Who is held again stays where it stood, and nobody hears of it."""
+    told = Told(store)
+    viewers = [participant(f"conn_{number}") for number in range(3)]
+    await store.hold(SESSION, viewers, LEASE_S)
+    await store.hold(SESSION, viewers[:1], LEASE_S)
+    await store.hold(SESSION, [participant("conn_last")], LEASE_S)
+    assert await store.viewers(SESSION) == [*viewers, participant("conn_last")]
+    await told.until(lambda notices: notices[-1:] == [ViewerJoined(participant("conn_last"))])
+    assert len(told.notices) == 4
+
+
+async def test_a_lease_runs_out(subject: Subject) -> None:
+    """Who is not held again in time is no viewer, and watchers are told, without a floor."""
+    told = Told(subject.store)
+    await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
+    await subject.advance(LEASE_S - 1)
+    assert await subject.store.viewers(SESSION) == [participant("conn_1")]
+    await subject.advance(2)
+    assert await subject.store.viewers(SESSION) == []
+    await told.until(lambda notices: len(notices) == 2)
+    assert told.notices[1] == ViewerLeft(participant("conn_1"), 0.0)
+
+
+async def test_a_renewed_lease_lasts(subject: Subject) -> None:
+    """Held again before it ran out, a lease counts from then."""
+    for _ in range(3):
+        await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
+        await subject.advance(LEASE_S - 1)
+    assert await subject.store.viewers(SESSION) == [participant("conn_1")]
+
+
+async def test_leases_run_out_one_by_one(subject: Subject) -> None:
+    """The end of one viewer's lease leaves the other's."""
+    told = Told(subject.store)
+    viewers = [participant("conn_1"), participant("conn_2")]
+    await subject.store.hold(SESSION, viewers, LEASE_S)
+    await subject.advance(LEASE_S - 1)
+    await subject.store.hold(SESSION, viewers[1:], LEASE_S)
+    await subject.advance(2)
+    assert await subject.store.viewers(SESSION) == viewers[1:]
+    await told.until(lambda notices: len(notices) == 3)
+    assert told.notices[2] == ViewerLeft(viewers[0], 0.0)
+
+
+async def test_who_comes_back_is_told_anew(subject: Subject) -> None:
+    """After its lease ran out a viewer that is held again has joined again, as the newest."""
+    told = Told(subject.store)
+    await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
+    await subject.advance(LEASE_S + 1)
+    await subject.store.hold(SESSION, [participant("conn_2"), participant("conn_1")], LEASE_S)
+    assert await subject.store.viewers(SESSION) == [participant("conn_2"), participant("conn_1")]
+    await told.until(lambda notices: len(notices) == 4)
+    assert told.notices[2:] == [ViewerJoined(participant("conn_2")), ViewerJoined(participant("conn_1"))]
+
+
+async def test_release_tells_the_floor(store: Store) -> None:
+    """A released viewer is gone at once, and watchers are told which grace it deserves."""
+    told = Told(store)
+    await store.hold(SESSION, [participant("conn_1"), participant("conn_2")], LEASE_S)
+    await store.release(SESSION, "conn_1", 15.0)
+    assert await store.viewers(SESSION) == [participant("conn_2")]
+    await told.until(lambda notices: len(notices) == 3)
+    assert told.notices[2] == ViewerLeft(participant("conn_1"), 15.0)
+
+
+async def test_release_of_nobody_does_nothing(store: Store) -> None:
+    """A connection that isn't held, or not any more, is released without a word."""
+    told = Told(store)
+    await store.hold(SESSION, [participant("conn_1")], LEASE_S)
+    for _ in range(2):
+        await store.release(SESSION, "conn_1", 0.0)
+    await store.release(SESSION, "conn_none", 0.0)
+    await append(store, "resp_1", begun("resp_1"))
+    await told.until(lambda _: told.appended("resp_1"))
+    assert [type(notice) for notice in told.notices] == [ViewerJoined, ViewerLeft, Appended]
+
+
+async def test_nobody_looks_at_a_new_session(store: Store) -> None:
+    """There are no viewers before the first `hold`."""
+    assert await store.viewers(SESSION) == []
+
+
+# --- expiry, erasure, and sessions that are not there --------------------------------------------------------------
+
+Use = Callable[[Store, str], Coroutine[Any, Any, Any]]
+DELTA = [Write("resp_1", [spoken("resp_1", "a")])]
+
+USES: dict[str, Use] = {
+    "load": lambda store, name: store.load(name),
+    "append": lambda store, name: store.append(name, DELTA),
+    "append_all": lambda store, name: store.append_all([Batch(name, DELTA)]),
+    "hold": lambda store, name: store.hold(name, [participant("conn_1")], LEASE_S),
+    "hold nobody": lambda store, name: store.hold(name, [], LEASE_S),
+}
+CALLS: dict[str, Use] = {
+    **{name: use for name, use in USES.items() if name != "append_all"},
+    "read": lambda store, name: store.read(name, SESSION_CHANNEL, 0, ALL),
+    "find_command": lambda store, name: store.find_command(name, "ann", "e1"),
+    "release": lambda store, name: store.release(name, "conn_1", 0.0),
+    "viewers": lambda store, name: store.viewers(name),
+    "erase": lambda store, name: store.erase(name),
+}
+
+
+async def lose(subject: Subject, how: str) -> None:
+    """Let the store know nothing of `SESSION`."""
+    if how == "expired":
+        await subject.advance(TTL_S + 1)
+    else:
+        await subject.store.erase(SESSION)
+
+
+async def test_a_session_expires(subject: Subject) -> None:
+    """`TTL_S` after its last use a session is gone, and watchers are told, once."""
+    told = Told(subject.store)
+    await subject.advance(TTL_S - 1)
+    await append(subject.store, "resp_1", begun("resp_1"))
+    await subject.advance(TTL_S + 1)
+    with pytest.raises(NotFound):
+        await subject.store.load(SESSION)
+    await told.until(lambda notices: len(notices) == 2)
+    await subject.advance(TTL_S)
+    assert told.notices[1:] == [Gone("expired")]
+
+
+@pytest.mark.parametrize("name", USES)
+async def test_use_moves_expiry(subject: Subject, name: str) -> None:
+    """Each use lets the session live for `TTL_S` from then."""
+    for _ in range(2):
+        await subject.advance(TTL_S - 1)
+        await USES[name](subject.store, SESSION)
+    await subject.advance(TTL_S - 1)
+    assert await subject.store.viewers(SESSION) == []
+
+
+async def test_sessions_expire_one_by_one(subject: Subject) -> None:
+    """The use of one session does not keep another."""
+    await subject.store.create(session("sess_2"))
+    await subject.advance(TTL_S - 1)
+    await subject.store.load("sess_2")
+    await subject.advance(2)
+    with pytest.raises(NotFound):
+        await subject.store.load(SESSION)
+    await subject.store.load("sess_2")
+
+
+@pytest.mark.parametrize("how", ["expired", "erased"])
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_session_that_is_gone_is_unknown_to_every_call(subject: Subject, name: str, how: str) -> None:
+    """Every call refuses it, in the same words as one that never was."""
+    await lose(subject, how)
+    with pytest.raises(NotFound) as gone:
+        await CALLS[name](subject.store, SESSION)
+    with pytest.raises(NotFound) as unknown:
+        await subject.store.load("sess_none")
+    assert gone.value.as_message() == unknown.value.as_message()
+    assert gone.value.code == "session_not_found"
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_session_that_never_was_is_unknown_to_every_call(store: Store, name: str) -> None:
+    """Nothing but `create` makes one."""
+    with pytest.raises(NotFound) as refusal:
+        await CALLS[name](store, "sess_none")
+    assert refusal.value.code == "session_not_found"
+
+
+async def test_a_session_that_is_unknown_is_not_watched(store: Store) -> None:
+    """`watch` refuses it as well."""
+    with pytest.raises(NotFound) as refusal:
+        store.watch("sess_none", lambda _: None)
+    assert refusal.value.code == "session_not_found"
+
+
+@pytest.mark.parametrize("how", ["expired", "erased"])
+async def test_no_append_brings_a_session_back(subject: Subject, how: str) -> None:
+    """An append to a session that is gone leaves it gone, alone or among others."""
+    await append(subject.store, SESSION_CHANNEL, item("hi"))
+    await lose(subject, how)
+    with pytest.raises(NotFound):
+        await append(subject.store, SESSION_CHANNEL, item("more"), expect=1)
+    [error] = await subject.store.append_all([Batch(SESSION, [Write("resp_1", [begun("resp_1")], expect=0)])])
+    assert isinstance(error, NotFound)
+    assert error.code == "session_not_found"
+    with pytest.raises(NotFound):
+        await subject.store.load(SESSION)
+
+
+async def test_erase_tells_watchers(store: Store) -> None:
+    """Everyone who watches hears that the session was deleted, and nothing after it."""
+    one, other = Told(store), Told(store)
+    await append(store, "resp_1", begun("resp_1"))
+    await store.erase(SESSION)
+    for told in (one, other):
+        await told.until(lambda notices: len(notices) == 2)
+        assert told.notices[1] == Gone("deleted")
+
+
+async def test_an_erased_session_is_not_told_of_again(subject: Subject) -> None:
+    """Its time running out later is no news."""
+    told = Told(subject.store)
+    await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
+    await subject.store.erase(SESSION)
+    await subject.advance(TTL_S + 1)
+    await told.until(lambda notices: len(notices) == 2)
+    assert told.notices[1:] == [Gone("deleted")]
+
+
+async def test_erase_forgets_everything(store: Store) -> None:
+    """A session made anew under the same id has nothing of the old one."""
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1"))
+    await store.hold(SESSION, [participant("conn_1")], LEASE_S)
+    await store.erase(SESSION)
+    await store.create(session(SESSION))
+    assert await heads(store) == {SESSION_CHANNEL: Head(0, finished=False)}
+    assert await store.find_command(SESSION, "ann", "e1") is None
+    assert await store.viewers(SESSION) == []
+
+
+async def test_erase_leaves_other_sessions(store: Store) -> None:
+    """Only the one session is erased."""
+    await store.create(session("sess_2"))
+    await store.erase(SESSION)
+    assert (await store.load("sess_2")).session.id == "sess_2"
+
+
+async def test_a_watch_of_an_erased_session_may_end(store: Store) -> None:
+    """Who ends its watch after the session is gone does no harm."""
+    told = Told(store)
+    await store.erase(SESSION)
+    await told.until(len)
+    told.end()

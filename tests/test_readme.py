@@ -1,0 +1,173 @@
+"""The README's examples are taken from the page and run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import uvicorn
+from websockets.asyncio.client import connect
+
+from tests.support.server import running_server
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PATIENCE_S = 20.0
+
+
+def blocks(language: str) -> list[str]:
+    """The README's blocks of code in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+RESPONDER, SERVER = blocks("python")
+
+
+@pytest.fixture
+def shout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder in which the example lies as `shout.py`, where it can be imported."""
+    assert "`shout.py`" in README
+    (tmp_path / "shout.py").write_text(RESPONDER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("shout", None)
+
+
+@asynccontextmanager
+async def serving(server: uvicorn.Server, **options: Any) -> AsyncIterator[int]:
+    """Run a uvicorn server in this loop; the port that it listens on."""
+    task = asyncio.create_task(server.serve(**options))
+    try:
+        while not server.started:
+            await asyncio.sleep(0)
+            if task.done():
+                task.result()
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def answer_of(url: str) -> str:
+    """Connect, and send what the README says; the answer that comes."""
+    text = ""
+    async with asyncio.timeout(PATIENCE_S), connect(url, proxy=None) as socket:
+        await socket.send(websocket_message())
+        while (event := json.loads(await socket.recv()))["type"] != "response.done":
+            text += event.get("delta", "")
+    assert event["status"] == "completed", event
+    return text
+
+
+def websocket_message() -> str:
+    """What the README says to send over a bare WebSocket."""
+    found = re.search(r"send\s`(\{.*?\})`", README)
+    assert found
+    return found[1]
+
+
+def uvicorn_options() -> tuple[str, dict[str, str]]:
+    """The application and the options of the README's uvicorn command."""
+    found = re.search(r"^    \.venv/bin/uvicorn (.*)$", README, re.MULTILINE)
+    assert found
+    app, *options = shlex.split(found[1])
+    names = (name.removeprefix("--").replace("-", "_") for name in options[::2])
+    return app, dict(zip(names, options[1::2], strict=True))
+
+
+async def test_the_responder_answers_under_uvicorn(shout: Path) -> None:
+    """The example, served as the README says, answers over a WebSocket."""
+    app, options = uvicorn_options()
+    config = uvicorn.Config(app, port=0, log_config=None, **options)  # type: ignore[arg-type]
+    async with serving(uvicorn.Server(config)) as port:
+        assert await answer_of(f"ws://127.0.0.1:{port}/v1/realtime") == "HELLO "
+
+
+async def test_the_responder_answers_under_its_own_server(shout: Path) -> None:
+    """The example that runs the server itself does, as a process of its own, and ends when it is asked to."""
+    environment = {**os.environ, "REALTIME_PORT": "0", "PYTHONPATH": f"{ROOT}{os.pathsep}{shout}"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stderr is not None
+        url = (await process.stderr.readline()).decode().split()[-1]
+        assert await answer_of(url.replace("http", "ws") + "/v1/realtime") == "HELLO "
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+
+
+def test_the_responder_is_short() -> None:
+    """It is about ten lines, as such an example has to be."""
+    assert len([line for line in RESPONDER.splitlines() if line.strip()]) <= 10
+
+
+def curl() -> tuple[str, dict[str, str], str]:
+    """The URL, the headers and the body of the README's curl command."""
+    [command] = [block for block in blocks("sh") if block.startswith("curl ")]
+    words = iter(shlex.split(command)[1:])
+    url, headers, body = "", {}, ""
+    for word in words:
+        match word:
+            case "-N":
+                pass
+            case "-H":
+                name, _, value = next(words).partition(": ")
+                headers[name] = value
+            case "-d":
+                body = next(words)
+            case _:
+                url = word
+    return url, headers, body
+
+
+async def hello(request: Any) -> AsyncIterator[str]:
+    """A responder that is done soon."""
+    yield f"You said: {request.messages[-1].content}."
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/complete"])
+async def test_the_curl_command_is_answered(path: str) -> None:
+    """What it sends is answered in pieces and with an end; `/v1/complete` takes the same."""
+    url, headers, body = curl()
+    assert urlsplit(url).netloc == "127.0.0.1:8000"
+    assert urlsplit(url).path == "/v1/stream"
+    async with running_server(hello) as server, httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.post(server.url + path, headers=headers, content=body)
+    assert answer.status_code == 200
+    if path == "/v1/complete":
+        assert answer.json()["text"] == "You said: Hello."
+    else:
+        assert answer.text.startswith('data: {"text":"You said: Hello."}\n\nevent: done\n')
+        assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_the_demo_answers_what_the_readme_sends() -> None:
+    """The bare WebSocket's message is answered by the server as it is."""
+    async with running_server(hello) as server:
+        assert await answer_of(server.ws_url) == "You said: Hello."
+
+
+def test_the_browser_client_has_what_the_readme_calls() -> None:
+    """Whatever the JavaScript example calls on a session is a method of the client."""
+    [example] = blocks("js")
+    [path] = re.findall(r'from "/(static/[\w.]+)"', example)
+    client = (ROOT / path).read_text()
+    called = set(re.findall(r"session\.(\w+)\(", example)) - {"addEventListener"}
+    assert called == {"connect", "respond"}
+    for method in called:
+        assert re.search(rf"^  {method}\(", client, re.MULTILINE), method
+    assert re.search(r"@property \{string \| URL\} \[url\]", client)
