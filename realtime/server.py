@@ -219,7 +219,7 @@ class Server(uvicorn.Server):
 
 
 class OnlyServer(Server):
-    """The server of a process that does nothing else: once it is up, it settles the garbage collector.
+    """The server of a process that does nothing else: once it is up, it says so and settles the garbage collector.
 
     The model SDK alone brings hundreds of thousands of objects that live for ever; to walk them stops the loop for
     tenths of a second, again and again.
@@ -231,6 +231,8 @@ class OnlyServer(Server):
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        for listener in sockets or ():
+            print(f"realtime {__version__} on {_url(listener)}", file=sys.stderr, flush=True)
 
 
 def run(app: ASGIApp, settings: Settings) -> None:
@@ -239,9 +241,12 @@ def run(app: ASGIApp, settings: Settings) -> None:
         listener = listen(settings)
     except OSError as error:
         raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
-    host, port = listener.getsockname()[:2]
-    print(f"realtime {__version__} on http://{host}:{port}", file=sys.stderr, flush=True)
     make_server(app, settings, OnlyServer).run(sockets=[listener])
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(settings: Settings) -> socket.socket:
