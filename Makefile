@@ -52,9 +52,9 @@ javascript: ## parse and test the page's scripts
 test-packages: ## install the programs that the tests run (nginx, Chromium, Redis, Node), where it may
 	scripts/install-test-packages
 
-bench: .venv/dev.stamp ## the measurements
+bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 	$(BIN)/python -m bench.relay $(ARGS)
-	$(BIN)/python -m bench.cancel $(ARGS)
+	$(BIN)/python -m bench.cancel
 
 pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows
 	$$(scripts/find-python) scripts/update_pins.py

@@ -190,8 +190,8 @@ class Connection:
 
     async def _reply(self, message: ServerMessage) -> None:
         """Tell the client something that belongs to no log; waits while too much of that kind waits already."""
-        await self._asides.put(message)
         self._doorbell.ring()
+        await self._asides.put(message)
 
     async def _send_all(self, live: LiveSession, is_new: bool) -> None:
         """Send what there is to send, for ever: first what belongs to no log, then what the cursor finds."""

@@ -40,6 +40,7 @@ class RealtimeSocket:
         self._connections.add(connection)
         try:
             await send({"type": "websocket.accept", "subprotocol": _selected(scope, opening)})
+            scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
             await connection.run()
         except OSError:
             return  # the client was gone before it was accepted
