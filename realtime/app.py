@@ -39,8 +39,6 @@ _HERE = Path(__file__).parent
 STATIC = next(folder for folder in (_HERE / "static", _HERE.parent / "static") if folder.is_dir())
 """The page: inside the package where it was installed, beside it in a checkout."""
 
-MEMORY_JOURNAL_S = 0.25
-"""The memory store dies with the process that shows what it has not stored yet: to write more often gains nothing."""
 PAGE_HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -64,7 +62,7 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
     default_model = settings.model or default_model
     limits = Limits(frozenset({default_model, *settings.allowed_models}), settings.max_output_tokens)
     store = MemoryStore(session_ttl_s=settings.session_ttl_s, max_session_bytes=settings.max_session_bytes)
-    journal = Journal(store, interval_s=max(settings.journal_interval_ms / 1000, MEMORY_JOURNAL_S))
+    journal = Journal(store, interval_s=settings.journal_interval_ms / 1000)
     turns = Turns(
         responder=responder,
         journal=journal,

@@ -23,7 +23,7 @@ LATE_S = 0.02
 
 GRAIN_S = 0.004
 """Rests end in steps of this: thousands of timers cost more than what they time."""
-MAX_IN_A_ROW = 64
+MAX_IN_A_ROW = 512
 """Pieces that are taken from one stream before others have their turn."""
 AT_HAND_S = 0.00005
 """A piece that comes within this was there already; one that had to be read takes a turn of the loop at least."""

@@ -76,7 +76,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     upstream_max_connections: Positive = 10_000
     """Model calls at once, on this instance."""
     journal_interval_ms: Positive = 50
-    """How often running responses are written to the store; to the memory store every 250 ms at most."""
+    """How often running responses are written to the store."""
     drain_s: Seconds = 20
     """How long a shutdown may take."""
     log_format: Literal["auto", "console", "json"] = "auto"

@@ -85,13 +85,18 @@ export class Conversation {
   /** What the server has not confirmed yet, by command id. @type {Map<string, HTMLElement>} */
   #unsent = new Map();
   #follows = true;
+  /** Where the scroller stood when it last moved. */
+  #top = 0;
 
   /** @param {HTMLElement} list @param {HTMLElement} scroller */
   constructor(list, scroller) {
     this.#list = list;
     this.#scroller = scroller;
     scroller.addEventListener("scroll", () => {
-      this.#follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < FOLLOW_PX;
+      // Much may have come since the page scrolled by itself: only who moved up has stopped following.
+      const isNearEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < FOLLOW_PX;
+      this.#follows = isNearEnd || (this.#follows && scroller.scrollTop >= this.#top);
+      this.#top = scroller.scrollTop;
     }, { passive: true });
     new ResizeObserver(() => this.#scroll()).observe(scroller); // a notice or a keyboard takes room
   }

@@ -157,6 +157,6 @@ async def test_all_transcripts_are_what_the_model_sent() -> None:
         async with running_server(AnthropicResponder(base_url=model.url, api_key="test")) as server:
             async with asyncio.timeout(PATIENCE_S):
                 connections = await asyncio.gather(*(tell(server, story) for story in stories))
-        assert sum(connections) > 2 * SESSIONS
+        assert sum(connections) > SESSIONS  # the cut readers were cut
         assert len(model.received) == SESSIONS
         assert len({story.text for story in stories}) == SESSIONS
