@@ -104,11 +104,12 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
         lifespan=lambda _app: _lifespan(store, responder, engine, socket),
     )
     app.state.engine = engine
+    app.state.say_goodbye = socket.say_goodbye
     return app
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
-    return frozenset({*LOOPBACK, settings.host, *map(str.lower, settings.allowed_hosts)})
+    return frozenset({*LOOPBACK, settings.host.lower(), *map(str.lower, settings.allowed_hosts)})
 
 
 def _origins(settings: Settings) -> frozenset[str]:
@@ -185,7 +186,9 @@ async def _ready(store: Store, _scope: Scope, _receive: Receive, send: Send) -> 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _answer(_CLIENT_ERRORS.get(error.status_code, _BAD_REQUEST), error.status_code)
+    answer = _answer(_CLIENT_ERRORS.get(error.status_code, _BAD_REQUEST), error.status_code)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _on_fault(_request: Request, error: Exception) -> Response:

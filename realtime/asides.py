@@ -29,7 +29,7 @@ class Asides:
 
     async def put(self, message: ServerMessage) -> None:
         """Let `message` wait; returns once fewer than `MAX_WAITING` do, or nobody is told any more."""
-        self._add(message)
+        self.add(message)
         while not self._closed and self._waiting and len(self._waiting) >= MAX_WAITING:
             self._room = self._room or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._room)
@@ -53,7 +53,8 @@ class Asides:
             self._room.set_result(None)
             self._room = None
 
-    def _add(self, message: ServerMessage) -> None:
+    def add(self, message: ServerMessage) -> None:
+        """Let `message` wait, however many do."""
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append(message)
@@ -62,7 +63,7 @@ class Asides:
         known, self.known = self.known, audience
         for connection_id, participant in known.items():
             if connection_id not in audience:
-                self._add(ParticipantLeft(participant=participant))
+                self.add(ParticipantLeft(participant=participant))
         for connection_id, participant in audience.items():
             if connection_id not in known:
-                self._add(ParticipantJoined(participant=participant))
+                self.add(ParticipantJoined(participant=participant))

@@ -62,6 +62,10 @@ class Closing(Exception):
         return cls(error.close_code, error=error)
 
 
+class _Disconnected(Exception):
+    """The ASGI server has closed the connection, and takes no more."""
+
+
 class Connection:
     """One accepted WebSocket, from its first frame to its close; `run` is its life. It is a `Reader` of its session.
 
@@ -116,6 +120,11 @@ class Connection:
         if closing is not None:
             await self._close(closing)
 
+    def tell(self, message: ServerMessage) -> None:
+        """Have the client told something that belongs to no log."""
+        self._asides.add(message)
+        self._doorbell.ring()
+
     def drop(self, closing: Closing) -> None:
         """End the connection from outside, even while a frame waits for the client to take it."""
         self._dropped = closing
@@ -133,6 +142,7 @@ class Connection:
             return Closing.told(error)
         except Exception as error:  # a fault of ours ends this connection, and no other
             logs.report(error)
+            self.floor_s = SERVER_ENDED_FLOOR_S
             return Closing.told(ServerError("internal_error", "Something went wrong here."))
 
     async def _serve(self, live: LiveSession, is_new: bool) -> Closing | None:
@@ -212,12 +222,13 @@ class Connection:
             raise
         except RealtimeError as error:
             raise Closing.told(error) from None
-        except (OSError, RuntimeError):  # the ASGI server has closed the connection; the reader is told how
+        except _Disconnected:  # the reader is told how
             self._asides.close()
 
     async def _begin(self, live: LiveSession, is_new: bool) -> Cursor:
         """Send the first frame; returns the cursor that goes on from it."""
         start = await find_start(live, self._opening.after) if self._opening.history else None
+        cursor = Cursor(live, start, interval_s=self._opening.delta_interval_s)
         first = SessionCreated if is_new else SessionResumed
         participants = self._asides.known = live.audience.participants
         frame = first(
@@ -226,7 +237,6 @@ class Connection:
             positions=live.positions(),
             participants=list(islice(participants.values(), MAX_TOLD_PARTICIPANTS)),
         )
-        cursor = Cursor(live, start, interval_s=self._opening.delta_interval_s)
         await self._send(frame, self._loop.time())
         if live.state.closed and cursor.positions[SESSION_CHANNEL] >= live.state.position:
             raise Closing(CloseCode.NORMAL)  # the client has seen the end already
@@ -235,7 +245,11 @@ class Connection:
     async def _send(self, message: ServerMessage, now: float) -> None:
         codec = self._opening.codec
         self.sending_since = now
-        await self._asgi_send({"type": "websocket.send", codec.frame: codec.encode(message)})
+        frame = codec.encode(message)
+        try:
+            await self._asgi_send({"type": "websocket.send", codec.frame: frame})
+        except (OSError, RuntimeError) as error:
+            raise _Disconnected from error
         self.sending_since = math.inf
         if isinstance(message, SessionClosed):
             raise Closing(CloseCode.NORMAL)

@@ -115,6 +115,9 @@ class Cursor:
         for channel, position in self.positions.items():
             if self._interval_s and self._too_soon(channel, now):
                 continue
+            if position and self._is_beyond_end(channel, position):
+                self._resets.add(channel)
+                position = self.positions[channel] = 0
             event = await self._peek(channel, position)
             if event is not None and not self._held_back(event):
                 return self._take(channel, event, now)
@@ -130,6 +133,11 @@ class Cursor:
     def _waits(self, channel: str) -> bool:
         view = self._live.views.get(channel)
         return view is None or view.log.head > self.positions[channel]
+
+    def _is_beyond_end(self, channel: str, position: int) -> bool:
+        """Whether the reader named a position that it can't have: who saw a channel's end has left it."""
+        view = self._live.views.get(channel)
+        return view is not None and view.finished and position >= view.log.head
 
     def _held_back(self, event: ChannelEvent) -> bool:
         """The session's end comes after the end of everything in it."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import msgspec
 
-from realtime.errors import ConflictError, NotFound
+from realtime.errors import ConflictError, NotFound, RealtimeError
 from realtime.hub import Hub, LiveSession, Reader
 from realtime.protocol import (
     CONTROL_CHANNEL,
@@ -101,15 +101,20 @@ class Engine:
         while not await self._seen(live, record):
             answer = truncated_response(command)
             heard = await answer_text(live, answer) if answer else ""
-            decision = decide(
-                live.state,
-                command,
-                user=user,
-                now=timestamp(),
-                limits=self._limits,
-                heard=heard,
-                expires_at=timestamp(in_s=self._ttl_s),
-            )
+            try:
+                decision = decide(
+                    live.state,
+                    command,
+                    user=user,
+                    now=timestamp(),
+                    limits=self._limits,
+                    heard=heard,
+                    expires_at=timestamp(in_s=self._ttl_s),
+                )
+            except RealtimeError:
+                if await self._seen(live, record):
+                    return  # the same command was carried out meanwhile, and is what this one clashed with
+                raise
             writes = _writes(live, decision)
             try:
                 if writes:
@@ -192,7 +197,7 @@ class Engine:
     async def _beat(self) -> None:
         """Say again and again who looks from here, so that nobody is thought lost and no session in use expires."""
         while True:
-            await asyncio.sleep(self._lease_s / BEATS_PER_LEASE)
+            await asyncio.sleep(min(self._lease_s, self._ttl_s) / BEATS_PER_LEASE)
             for live in self.hub.sessions():
                 await self._hold(live)
                 await asyncio.sleep(0)  # thousands of sessions must not stop the loop

@@ -13,6 +13,7 @@ from starlette.types import Receive, Send
 from realtime.errors import InvalidRequest, RealtimeError
 
 BODY_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 1.0
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -96,8 +97,8 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
     finally:
         gone.cancel()
         task.cancel()
-        await asyncio.wait([task, gone])
-    if not task.cancelled():
+        await asyncio.wait([task, gone], timeout=STOP_TIMEOUT_S)  # a responder that won't stop holds up nobody
+    if task.done() and not task.cancelled():
         task.result()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 
 import msgspec
 from msgspec import Meta, Struct
@@ -50,7 +50,7 @@ class OneShot(Struct, kw_only=True, forbid_unknown_fields=True):
     messages: Annotated[list[OneShotMessage], Meta(min_length=1)] | None = None
     model: str | None = None
     max_tokens: Tokens | None = None
-    instructions: str = ""
+    instructions: str | None = None
 
 
 class Completion(Struct):
@@ -80,6 +80,8 @@ class _Turn:
         async with answering(self._turns.responder, self.request, idle_s=self._turns.idle_timeout_s) as answer:
             async for event in answer.events:
                 match event:
+                    case Text(text="") | Reasoning(text="") | "":
+                        continue
                     case Text() | str():
                         text = event.text if isinstance(event, Text) else checked(event)
                         self.meter.said(text)
@@ -95,6 +97,8 @@ class _Turn:
                         self.meter.finished(event)
                         self.stop_reason = event.stop_reason
                         return
+                    case _:
+                        assert_never(event)
 
 
 class OneShots:
@@ -176,10 +180,10 @@ class OneShots:
         conversation = [Message(message.role, message.content) for message in asked.messages or ()]
         if asked.prompt is not None:
             conversation.append(Message("user", asked.prompt))
-        room = self._turns.context_tokens - max_tokens - estimate_tokens(asked.instructions)
+        room = self._turns.context_tokens - max_tokens - estimate_tokens(asked.instructions or "")
         return Request(
             messages=fit(conversation, room_tokens=room, truncation=self._turns.truncation),
-            instructions=asked.instructions,
+            instructions=asked.instructions or "",
             model=asked.model or self._default_model,
             max_output_tokens=max_tokens,
         )

@@ -217,7 +217,7 @@ class Truncation(Struct, kw_only=True, frozen=True):
 
 
 class Response(Struct, kw_only=True, frozen=True):
-    """A response at its creation. `overrides` stays in the log: it is not sent to clients."""
+    """A response at its creation."""
 
     id: str
     status: Literal["queued", "in_progress"]
@@ -280,6 +280,14 @@ class SessionCreated(Attached, kw_only=True, frozen=True, tag="session.created")
 
 class SessionResumed(Attached, kw_only=True, frozen=True, tag="session.resumed"):
     """The first frame of a connection to a session that was there before."""
+
+
+class SessionGoingAway(ServerMessage, kw_only=True, frozen=True, tag="session.going_away"):
+    """The instance is shutting down: its connections end in `time_left_ms`; reconnect after `reconnect_after_ms`."""
+
+    reason: str
+    time_left_ms: int
+    reconnect_after_ms: int
 
 
 class ParticipantJoined(ServerMessage, kw_only=True, frozen=True, tag="participant.joined"):

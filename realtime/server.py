@@ -6,10 +6,12 @@ import asyncio
 import gc
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -21,6 +23,8 @@ from realtime import __version__
 from realtime.doorbell import Doorbell
 from realtime.settings import Settings, SettingsError
 
+GOODBYE_S = 0.1
+"""Between the last word to the clients and the end of their connections."""
 ABORT_S = 2.0
 """How long after its close frame a connection may linger: its client takes nothing, or does not answer."""
 MAX_FRAGMENTS = 1024
@@ -210,12 +214,24 @@ def _is_utf8(data: bytes) -> bool:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, for which to be asked to stop is no failure: the process ends with status 0."""
+    """uvicorn's server, for which to be asked to stop is no failure: the process ends with status 0.
+
+    `say_goodbye` is called with the seconds left, before the connections are closed.
+    """
+
+    say_goodbye: Callable[[float], None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As uvicorn's."""
         super().handle_exit(sig, frame)
         self._captured_signals.clear()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which closes every WebSocket with 1012 at once: their clients are told before."""
+        if self.say_goodbye is not None:
+            self.say_goodbye(GOODBYE_S)
+            await asyncio.sleep(GOODBYE_S)
+        await super().shutdown(sockets)
 
 
 class OnlyServer(Server):
@@ -284,4 +300,7 @@ def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -
         "backlog": BACKLOG,
         "timeout_graceful_shutdown": max(1, round(settings.drain_s)),
     }
-    return kind(uvicorn.Config(app, **options))
+    server = kind(uvicorn.Config(app, **options))
+    if isinstance(app, Starlette):
+        server.say_goodbye = getattr(app.state, "say_goodbye", None)
+    return server

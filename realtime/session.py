@@ -59,6 +59,7 @@ class ResponseState(Struct):
     model: str
     user: str
     overrides: Overrides
+    queued: bool = False
     running: bool = False
     done: bool = False
     stopping: bool = False
@@ -149,7 +150,8 @@ class SessionState:
         return first if first and not (first.running or first.stopping) else None
 
     def _add_response(self, response: Response, overrides: Overrides) -> None:
-        state = ResponseState(response.id, response.model, response.user, overrides)
+        queued = response.status == "queued"
+        state = ResponseState(response.id, response.model, response.user, overrides, queued)
         self.responses[response.id] = self.unfinished[response.id] = state
         self.timeline.append(state)
 

@@ -12,8 +12,8 @@ from msgspec import Meta, Struct
 PREFIX = "REALTIME_"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+GraceMs = Annotated[int, Meta(ge=0, le=3_600_000)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 NOT_HERE_YET = ("REALTIME_AUTH_", "REALTIME_REDIS_URL", "REALTIME_QUEUE_REDIS_URL")
@@ -49,7 +49,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a session is kept after its last use."""
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     """What a response does when its last viewer leaves."""
-    disconnect_grace_ms: NotNegative = 0
+    disconnect_grace_ms: GraceMs = 0
     """How long a response waits for a viewer to come back."""
     allowed_hosts: tuple[str, ...] = ()
     """Names by which the server may be asked, beside the loopback names and `host`; `*` allows any."""
@@ -90,8 +90,8 @@ def load_settings(environ: Mapping[str, str] = os.environ, **overrides: Any) -> 
 
     Raises `SettingsError` with one line for the first setting that is wrong.
     """
-    for name in environ:
-        if name.startswith(NOT_HERE_YET):
+    for name, value in environ.items():
+        if name.startswith(NOT_HERE_YET) and value.strip():
             raise SettingsError(f"{name} is set, but this version of realtime does not support it yet; unset it")
     values: dict[str, Any] = {}
     for field, hint in get_type_hints(Settings, include_extras=True).items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, assert_never
 
 from msgspec import Struct, field
 
 from realtime.conversation import estimate_tokens, fit, messages
-from realtime.errors import RealtimeError, ServerError
+from realtime.errors import ConflictError, RealtimeError, ServerError
 from realtime.hub import LiveSession
 from realtime.journal import Journal, Tail
 from realtime.log import Deltas
@@ -99,6 +100,9 @@ class Turn:
         """Claim the response, answer it, end it. Returns when the store has the end, or has refused it."""
         try:
             end = await self._until_end()
+            if not (self._response.queued or self._response.running):
+                with suppress(ConflictError):  # a full session takes the end alone
+                    await self._claim()  # it was created as one that runs: its end is not its only event
             await self._turns.journal.finish(self._tail, self._done(end))
         except PositionConflict:
             return  # somebody else has claimed or ended it: it is theirs now
@@ -156,8 +160,7 @@ class Turn:
                 return End.failed(ServerError("responder_failed", "The responder failed."))
 
     async def _answer(self) -> None:
-        claim = ResponseInProgress(response_id=self._response.id)
-        await self._live.store.append(self._live.id, [Write(self._response.id, [claim], expect=0)])
+        await self._claim()
         request = await self._request()
         if self._is_decided():
             return
@@ -173,6 +176,10 @@ class Turn:
                     answer.progress()
                 await breath.take()
             self._finish(Finish("end_turn"))
+
+    async def _claim(self) -> None:
+        claim = ResponseInProgress(response_id=self._response.id)
+        await self._live.store.append(self._live.id, [Write(self._response.id, [claim], expect=0)])
 
     def _is_decided(self) -> bool:
         return self._end is not None

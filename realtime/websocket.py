@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 from starlette.types import Receive, Scope, Send
 
@@ -12,11 +13,13 @@ from realtime.errors import InvalidRequest, Unavailable
 from realtime.http import refuse_upgrade
 from realtime.observe import logs
 from realtime.opening import Opening, read_opening
-from realtime.protocol import CloseCode
+from realtime.protocol import CloseCode, SessionGoingAway
 
 ANONYMOUS = "anonymous"
 LOOKS_PER_TIMEOUT = 10
 MAX_LOOK_S = 1.0
+MAX_RETURN_S = 2.0
+"""Over how long the clients of an instance that ends are spread when they come back."""
 
 
 class RealtimeSocket:
@@ -56,6 +59,14 @@ class RealtimeSocket:
             for connection in [one for one in self._connections if one.sending_since <= stalled_since]:
                 logs.info("slow reader dropped", connection=connection.participant.connection_id)
                 connection.drop(Closing(CloseCode.SLOW_READER, by_server=True))
+
+    def say_goodbye(self, time_left_s: float) -> None:
+        """Tell every client that this instance ends, and to come back at a time of its own: not all at once."""
+        for connection in self._connections:
+            after_ms = round((time_left_s + random.uniform(0, MAX_RETURN_S)) * 1000)
+            connection.tell(
+                SessionGoingAway(reason="shutdown", time_left_ms=round(time_left_s * 1000), reconnect_after_ms=after_ms)
+            )
 
     def _admit(self, scope: Scope) -> Opening:
         if len(self._connections) >= self._max_connections:

@@ -69,5 +69,6 @@ def _without_exception(_logger: Any, _method: str, event: MutableMapping[str, An
     if record.exc_info and record.exc_info[1] is not None:
         event["error"] = type(record.exc_info[1]).__qualname__
         event["at"] = places(record.exc_info[1])
-        record.exc_info = None
+    record.exc_info = record.exc_text = None
+    event.pop("exc_info", None)  # structlog has taken it from the record already
     return event

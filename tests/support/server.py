@@ -11,18 +11,24 @@ from realtime.app import create_app
 from realtime.engine import Engine
 from realtime.responders.base import Responder
 from realtime.responders.demo import demo
-from realtime.server import listen, make_server
+from realtime.server import Server, listen, make_server
 from realtime.settings import Settings
 
 
 class RunningServer:
     """A server that is up: `url` is `http://127.0.0.1:PORT`, `ws_url` the WebSocket endpoint."""
 
-    def __init__(self, port: int, engine: Engine) -> None:
+    def __init__(self, port: int, engine: Engine, server: Server | None = None) -> None:
         self.port = port
+        self._server = server
         self.engine = engine
         self.url = f"http://127.0.0.1:{port}"
         self.ws_url = f"ws://127.0.0.1:{port}/v1/realtime"
+
+    def stop(self) -> None:
+        """Have it shut down, as a signal does."""
+        assert self._server is not None
+        self._server.should_exit = True
 
     @property
     def busy_sessions(self) -> int:
@@ -43,7 +49,7 @@ async def running_server(responder: Responder = demo, **settings: Any) -> AsyncI
             await asyncio.sleep(0)
             if serving.done():
                 serving.result()
-        yield RunningServer(listener.getsockname()[1], app.state.engine)
+        yield RunningServer(listener.getsockname()[1], app.state.engine, server)
     finally:
         server.should_exit = True
         await serving
