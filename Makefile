@@ -8,7 +8,7 @@ export PYTHONASYNCIODEBUG
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-PURE_TESTS := tests $(addprefix --ignore=tests/,end_to_end faults support responders test_oneshot.py test_server.py test_readme.py)
+PURE_TESTS := tests $(addprefix --ignore=tests/,end_to_end faults support responders test_conftest.py test_oneshot.py test_server.py test_readme.py)
 
 # A step of a gate: its name, its command. What fails says so by name and stops the gate.
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
