@@ -1,8 +1,7 @@
-"""Logs: one record a line, with ids that are hashed where they are credentials, and never any content."""
+"""Logs: one record a line, without session ids, which are credentials here, and never any content."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import traceback
@@ -50,11 +49,6 @@ def warning(event: str, **fields: Any) -> None:
 def report(error: BaseException) -> None:
     """Log an error with the places that it came through, and without its text, which may hold content."""
     _log.error("error", error=type(error).__qualname__, at=places(error))
-
-
-def private(credential: str) -> str:
-    """A short hash of an id that must not be read from a log: the same id gives the same hash."""
-    return hashlib.blake2b(credential.encode(), digest_size=6).hexdigest()
 
 
 def places(error: BaseException) -> list[str]:

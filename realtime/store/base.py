@@ -8,7 +8,6 @@ from typing import Literal, Protocol, Self
 
 from msgspec import Struct
 
-from realtime.errors import RealtimeError
 from realtime.log import Entry
 from realtime.protocol import Participant, Session
 
@@ -156,6 +155,3 @@ class Store(Protocol):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-AppendError = RealtimeError | PositionConflict | CommandSeen
