@@ -8,13 +8,13 @@ export PYTHONASYNCIODEBUG
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-PURE_TESTS := tests $(addprefix --ignore=tests/,end_to_end faults support responders test_conftest.py test_oneshot.py test_server.py test_readme.py)
+PURE_TESTS := tests $(addprefix --ignore=tests/,end_to_end faults support responders test_compose.py test_conftest.py test_oneshot.py test_server.py test_readme.py)
 
 # A step of a gate: its name, its command. What fails says so by name and stops the gate.
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-pure lint format check javascript test-packages bench pins clean
+.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench pins clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -30,10 +30,13 @@ test: .venv/dev.stamp ## everything that CI checks (ARGS go to pytest)
 	$(call step,mypy,$(BIN)/mypy)
 	$(call step,javascript,scripts/check-javascript)
 	@printf '\n== pytest\n'
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-pure: .venv/dev.stamp ## the tests that start no server (seconds; ARGS go to pytest)
 	@exec $(BIN)/python -m pytest $(PURE_TESTS) $(ARGS)
+
+chaos: .venv/dev.stamp ## several instances under random faults (ARGS="--seconds 300 --seed 7 --sessions 50")
+	@exec $(BIN)/python -m tests.chaos $(ARGS)
 
 lint: .venv/dev.stamp ## style and likely mistakes
 	$(call step,ruff format --check,$(BIN)/ruff format --check .)
@@ -49,12 +52,15 @@ check: .venv/dev.stamp ## types
 javascript: ## parse and test the page's scripts
 	scripts/check-javascript
 
-test-packages: ## install the programs that the tests run (nginx, Chromium, Redis, Node), where it may
+test-packages: ## install the programs that the tests run (nginx, Chromium, Redis, Node, …), where it may
 	scripts/install-test-packages
 
 bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 	$(BIN)/python -m bench.relay $(ARGS)
 	$(BIN)/python -m bench.cancel
+	$(BIN)/python -m bench.remote
+	$(BIN)/python -m bench.attach
+	$(BIN)/python -m bench.storm
 
 pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows
 	$$(scripts/find-python) scripts/update_pins.py

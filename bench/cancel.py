@@ -10,7 +10,6 @@ status is 1 if a stream was not closed in time, or in another phase than meant, 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import random
 import sys
@@ -24,7 +23,7 @@ import msgspec
 from bench import tools
 from bench.client import Client
 from bench.processes import TOOLS_CORE, end_in_order, pinned, raise_file_limit
-from bench.report import Machine, machine_notes, table, this_machine
+from bench.report import Machine, machine_notes, percentile, table, this_machine
 from bench.servers import KINDS, Server, missing, realtime
 from bench.tools import Abort, Upstream, wait_for
 
@@ -147,13 +146,6 @@ class Cycles:
 
         wait_for(look, ABORT_TIMEOUT_S, interval_s=POLL_S)
         return found[0] if found else None
-
-
-def percentile(values: Sequence[int], share: float) -> float:
-    """Return a percentile by nearest rank, in ms for values in µs; NaN without values."""
-    if not values:
-        return math.nan
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] / 1000
 
 
 def spread(phase: str, way: str, cycles: Sequence[Cycle]) -> Spread:

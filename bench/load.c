@@ -3,6 +3,7 @@
  *     load --port P --connections N (--path /PATH [--frame TEXT]... | --request TEXT) [options]
  *
  *     --path PATH        open WebSockets there, and send every --frame as a text frame after the upgrade
+ *     --queries FILE     each connection asks for the path with a line of this file behind it, its own
  *     --request TEXT     or send this, a whole raw HTTP request
  *     --ramp R           open at most R connections a second (default: as fast as it goes)
  *     --settle S         seconds from the last connection's being there to the window (default 0)
@@ -52,7 +53,7 @@ struct connection {
 static struct {
     int port, connections, frame_count, process_count;
     double ramp, settle_s, window_s, patience_s;
-    const char *path, *request, *last_frame, *last_answer;
+    const char *path, *queries, *request, *last_frame, *last_answer;
     const char *frames[MAX_FRAMES];
     int processes[MAX_PROCESSES];
 } option = {.window_s = 5, .patience_s = 20};
@@ -64,8 +65,7 @@ static struct {
 
 static struct connection *connections;
 static struct histogram latency;
-static char request[8192];
-static size_t request_length;
+static FILE *queries;
 static int epoll_fd, in_window, in_last_phase;
 static uint64_t read_us; /* when the read() that is being decoded returned */
 
@@ -198,6 +198,23 @@ static void open_connection(int index)
         watch(index, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT);
 }
 
+static void send_request(struct connection *c)
+{
+    char query[512] = "", upgrade[2048];
+    if (option.request) {
+        send_all(c, option.request, strlen(option.request));
+        return;
+    }
+    if (queries && fgets(query, sizeof query, queries))
+        query[strcspn(query, "\n")] = 0;
+    int n = snprintf(upgrade, sizeof upgrade,
+                     "GET %s%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
+                     "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+                     "Sec-WebSocket-Version: 13\r\n\r\n",
+                     option.path, query, option.port);
+    send_all(c, upgrade, (size_t)n < sizeof upgrade ? (size_t)n : sizeof upgrade - 1);
+}
+
 static void finish_connect(int index)
 {
     struct connection *c = &connections[index];
@@ -210,7 +227,7 @@ static void finish_connect(int index)
     }
     c->state = WAITING;
     watch(index, EPOLL_CTL_MOD, EPOLLIN);
-    send_all(c, request, request_length);
+    send_request(c);
 }
 
 static void read_connection(struct connection *c)
@@ -328,13 +345,14 @@ static void read_options(int argc, char **argv)
     static const struct option known[] = {
         {"port", 1, 0, 'p'},    {"connections", 1, 0, 'n'}, {"path", 1, 0, 'w'},     {"request", 1, 0, 'r'},
         {"frame", 1, 0, 'f'},   {"ramp", 1, 0, 'm'},        {"settle", 1, 0, 's'},   {"window", 1, 0, 't'},
-        {"patience", 1, 0, 'q'}, {"cpu-of", 1, 0, 'c'},     {"last-frame", 1, 0, 'l'}, {"last-answer", 1, 0, 'a'},
+        {"patience", 1, 0, 'q'}, {"cpu-of", 1, 0, 'c'}, {"queries", 1, 0, 'u'},     {"last-frame", 1, 0, 'l'}, {"last-answer", 1, 0, 'a'},
         {0, 0, 0, 0}};
     for (int name; (name = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (name) {
         case 'p': option.port = atoi(optarg); break;
         case 'n': option.connections = atoi(optarg); break;
         case 'w': option.path = optarg; break;
+        case 'u': option.queries = optarg; break;
         case 'r': option.request = optarg; break;
         case 'm': option.ramp = atof(optarg); break;
         case 's': option.settle_s = atof(optarg); break;
@@ -360,26 +378,15 @@ static void read_options(int argc, char **argv)
     }
 }
 
-static void write_request(void)
-{
-    int n = option.request ? snprintf(request, sizeof request, "%s", option.request)
-                           : snprintf(request, sizeof request,
-                                      "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
-                                      "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-                                      "Sec-WebSocket-Version: 13\r\n\r\n",
-                                      option.path, option.port);
-    request_length = (size_t)n < sizeof request ? (size_t)n : sizeof request - 1;
-}
-
 int main(int argc, char **argv)
 {
     read_options(argc, argv);
-    write_request();
+    queries = option.queries ? fopen(option.queries, "r") : NULL;
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
     connections = calloc((size_t)option.connections, sizeof *connections);
     epoll_fd = epoll_create1(0);
-    if (!connections || epoll_fd < 0)
+    if (!connections || epoll_fd < 0 || !option.queries != !queries)
         return 1;
     connect_all();
     step_until(now_us() + (uint64_t)(option.settle_s * 1e6));

@@ -32,8 +32,9 @@ PING = '{"type":"ping"}'
 class Point(msgspec.Struct, frozen=True):
     """What one server did with a number of sessions.
 
-    `server_core` and `tools_core` are shares of a core (0 to 1) that the server and the tools used,
-    `interrupts_core` and `others_core` what interrupts and strangers took of the server's core.
+    `server_core`, `store_core` and `tools_core` are shares of a core (0 to 1) that the server, its Redis and the
+    tools (with Redis) used, `interrupts_core` and `others_core` what interrupts and strangers took of the
+    server's core.
     `memory_*` is bytes per session, the growth from the warm server to the end of the window. `failed` says
     why the point does not hold, and is empty if it does. `left_upstream` counts the streams that were still
     open 10 s after the clients had gone.
@@ -45,6 +46,7 @@ class Point(msgspec.Struct, frozen=True):
     tokens_per_frame: float
     cpu_us_per_token: float
     server_core: float
+    store_core: float
     tools_core: float
     interrupts_core: float
     others_core: float
@@ -129,7 +131,7 @@ def measure(bench: Bench, kind: Kind, sessions: int) -> Point:
         bench.upstream.wait_idle()
         watch = Watch(server, bench.window_s)
         plan = Plan(sessions, settle_s=bench.settle_s, window_s=bench.window_s)
-        pids = [*server.pids, bench.upstream.pid]
+        pids = [*server.pids, *server.store_pids, bench.upstream.pid]
         load = run_load(server.port, kind.traffic, plan, log=log, cpu_of=pids, on_window=watch.sample)
         left = bench.upstream.wait_idle()
     bench.upstream.wait_idle()
@@ -137,9 +139,10 @@ def measure(bench: Bench, kind: Kind, sessions: int) -> Point:
 
 
 def point(kind: Kind, load: Load, rate_per_s: float, watch: Watch, left: int) -> Point:
-    """Turn what the load generator saw into a point. The last of its `cpu_s` is the upstream's."""
-    cpu_s = sum(load.cpu_s[:-1])
-    tools_core = (load.cpu_s[-1] + load.own_cpu_s) / load.window_s
+    """Turn what the load generator saw into a point. Of its `cpu_s` the server's come first, the upstream's last."""
+    count = len(watch.server.pids)
+    cpu_s, store_s = sum(load.cpu_s[:count]), sum(load.cpu_s[count:-1])
+    tools_core = (store_s + load.cpu_s[-1] + load.own_cpu_s) / load.window_s
     memory = watch.memory_per(load.active)
     return Point(
         server=kind.name,
@@ -148,6 +151,7 @@ def point(kind: Kind, load: Load, rate_per_s: float, watch: Watch, left: int) ->
         tokens_per_frame=load.tokens / max(1, load.frames),
         cpu_us_per_token=cpu_s * 1e6 / max(1, load.tokens),
         server_core=cpu_s / load.window_s,
+        store_core=store_s / load.window_s,
         tools_core=tools_core,
         interrupts_core=watch.core_interrupts,
         others_core=max(0.0, watch.core_processes - cpu_s / load.window_s),

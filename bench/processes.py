@@ -133,6 +133,18 @@ def memory_of_one(pid: int) -> Memory:
     return Memory(rss=sizes["Rss"], pss=sizes["Pss"])
 
 
+def cpu_s_of(pids: Sequence[int]) -> float:
+    """Return the seconds that some processes have run, for themselves and in the kernel; one that is gone, nothing."""
+    total = 0.0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def core_use(core: int) -> CoreUse:
     """Return what a core was used for since the machine started; nothing if there is no such core."""
     for line in Path("/proc/stat").read_text().splitlines():

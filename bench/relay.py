@@ -1,6 +1,7 @@
-"""Compare relays of one model stream per session: this project's server, the usual pattern, nginx as a proxy.
+"""Compare relays of one model stream per session: this server, without and with Redis, the usual pattern, nginx.
 
-    python -m bench.relay [--quick] [--servers realtime,baseline,nginx] [--sessions 100,400] [--json FILE]
+    python -m bench.relay [--quick] [--servers realtime,realtime+redis,baseline,nginx]
+        [--sessions 100,400] [--json FILE]
 
 Prints Markdown; progress goes to standard error. See README.md beside this file for how to read it.
 """
@@ -35,6 +36,7 @@ class Options(argparse.Namespace):
     sessions: list[int]
     idle: int | None
     max_sessions: int
+    precision: float
     time_limit_s: float
     json: Path | None
 
@@ -70,6 +72,9 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--idle", type=int, metavar="N", help="idle connections, 0: none (default: 10000; quick: 2000)")
     parser.add_argument(
         "--max-sessions", type=int, default=3200, metavar="N", help="where the search ends at the latest"
+    )
+    parser.add_argument(
+        "--precision", type=float, default=0.0, metavar="SHARE", help="of the search (default: 0.1; quick: 0.5)"
     )
     parser.add_argument("--time-limit-s", type=float, default=1500.0, metavar="S", help="begin nothing new after it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
@@ -123,9 +128,9 @@ class Run:
         """Search for the largest number of sessions that holds."""
         good, bad = search(
             lambda sessions: self.look(kind, sessions),
-            start=min(self.options.sessions),
+            start=max(self.options.sessions),
             largest=self.options.max_sessions,
-            precision=0.5 if self.options.quick else 0.1,
+            precision=self.options.precision or (0.5 if self.options.quick else 0.1),
             out_of_time=self.bench.out_of_time,
         )
         self.result.capacities.append(capacity(kind, good, bad))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -68,6 +69,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def percentile(values: Sequence[int], share: float) -> float:
+    """Return a percentile by nearest rank, in ms for values in µs; NaN without values."""
+    if not values:
+        return math.nan
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] / 1000
+
+
 def point_row(point: Point) -> list[str]:
     """Return one row of the table of points."""
     lost = point.load.refused + point.load.closed_early
@@ -77,6 +85,7 @@ def point_row(point: Point) -> list[str]:
         f"{point.tokens_per_s:,.0f}",
         f"{point.cpu_us_per_token:.1f}",
         f"{100 * point.server_core:.0f} % + {100 * point.interrupts_core:.0f} %",
+        f"{100 * point.store_core:.0f} %" if point.store_core else "",
         f"{point.load.p50_ms:.1f}",
         f"{point.load.p99_ms:.1f}",
         f"{point.load.max_ms:.0f}",
@@ -132,6 +141,7 @@ def markdown(result: Result) -> str:
             "tokens/s",
             "CPU µs/token",
             "core + interrupts",
+            "Redis",
             "p50 ms",
             "p99 ms",
             "max ms",

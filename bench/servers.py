@@ -9,22 +9,25 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.processes import SERVER_CORE, process_tree, raise_file_limit, running
+from bench.processes import SERVER_CORE, TOOLS_CORE, process_tree, raise_file_limit, running
 from bench.tools import HERE, Traffic, Upstream, get, wait_for
 
 START_TIMEOUT_S = 30.0
 MANY = "1000000"
+REDIS = "redis-server"
+NO_REDIS = "redis-server is not installed (Debian: apt-get install redis-server)"
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server under test: where it listens, and its processes."""
+    """A running server under test: where it listens, its processes, and its store's on the tools' core, if any."""
 
     port: int
     pids: tuple[int, ...]
+    store_pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,46 @@ def realtime(upstream: Upstream, directory: Path, settings: Mapping[str, str] | 
         yield server
 
 
+@dataclass(frozen=True)
+class Redis:
+    """A running Redis without data."""
+
+    url: str
+    pid: int
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a server needs to keep its sessions there."""
+        return {"REALTIME_REDIS_URL": self.url}
+
+
+@contextmanager
+def redis(directory: Path) -> Iterator[Redis]:
+    """Run a Redis on the tools' core that writes nothing to the disk, until the body ends.
+
+    Raises RuntimeError with its log if it does not listen in START_TIMEOUT_S.
+    """
+    port, log = free_port(), directory / "redis.log"
+    command = [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    with running([*command, "--save", "", "--appendonly", "no"], core=TOOLS_CORE, log=log) as process:
+        if not wait_for(lambda: process.poll() is not None or listens(port), START_TIMEOUT_S) or process.poll():
+            raise RuntimeError(f"Redis did not start:\n{log.read_text()[-2000:]}")
+        yield Redis(f"redis://127.0.0.1:{port}/0", process.pid)
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def realtime_redis(upstream: Upstream, directory: Path) -> Iterator[Server]:
+    """Run this project's server with its sessions in a Redis of its own."""
+    with redis(directory) as store, realtime(upstream, directory, store.settings) as server:
+        yield replace(server, store_pids=(store.pid,))
+
+
 @contextmanager
 def baseline(upstream: Upstream, directory: Path) -> Iterator[Server]:
     """Run the usual pattern under uvicorn with its defaults."""
@@ -132,7 +175,9 @@ def missing(kind: Kind) -> str | None:
     """Return why a kind of server can't be run here, or None."""
     if kind.name == "nginx" and nginx_program() is None:
         return "nginx is not installed (Debian: apt-get install nginx-light)"
-    if kind.name == "realtime" and subprocess.run([sys.executable, "-c", "import realtime.cli"]).returncode:
+    if kind.name == "realtime+redis" and shutil.which(REDIS) is None:
+        return NO_REDIS
+    if kind.name.startswith("realtime") and subprocess.run([sys.executable, "-c", "import realtime.cli"]).returncode:
         return "the package realtime can't be imported here"
     return None
 
@@ -146,13 +191,11 @@ def sse_request() -> str:
     )
 
 
+RESPOND = Traffic(path="/v1/realtime", frames=('{"type":"response.create","input":"go"}',))
+
 KINDS = (
-    Kind(
-        "realtime",
-        "realtime (WebSocket)",
-        Traffic(path="/v1/realtime", frames=('{"type":"response.create","input":"go"}',)),
-        realtime,
-    ),
+    Kind("realtime", "realtime (WebSocket)", RESPOND, realtime),
+    Kind("realtime+redis", "realtime, sessions in Redis (WebSocket)", RESPOND, realtime_redis),
     Kind("baseline", "usual pattern (WebSocket)", Traffic(path="/ws", frames=('{"input":"go"}',)), baseline),
     Kind("nginx", "nginx, plain proxy (SSE)", Traffic(request=sse_request()), nginx),
 )

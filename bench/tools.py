@@ -77,9 +77,13 @@ class Load(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Traffic:
-    """What each connection of a load does: a WebSocket's path and frames to send, or a raw HTTP request."""
+    """What each connection of a load does: a WebSocket's path and frames to send, or a raw HTTP request.
+
+    `queries` is a file with a line for each connection, which follows the path.
+    """
 
     path: str = ""
+    queries: Path | None = None
     frames: tuple[str, ...] = ()
     request: str = ""
 
@@ -87,7 +91,8 @@ class Traffic:
         """Return the load generator's options for it."""
         if self.request:
             return ["--request", self.request]
-        return ["--path", self.path, *(part for frame in self.frames for part in ("--frame", frame))]
+        queries = ["--queries", str(self.queries)] if self.queries else []
+        return ["--path", self.path, *queries, *(part for frame in self.frames for part in ("--frame", frame))]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@
  * The model's name in the request chooses where the stream stays until the peer hangs up:
  *     "no-headers"   the response's headers never come
  *     "slow-first"   headers and message_start come, the first token never does
- *     anything else  tokens come
+ *     anything else  tokens come; of "hasty" the first 1,000 at 200 a second
  *
  * GET /stats            {"active", "started", "completed", "aborted", "tokens", "last_abort_us"}
  * GET /aborts?from=N    the streams that the peer hung up on, from the Nth: [{"tag", "at_us", "phase", "tokens"}, ...]
@@ -35,6 +35,8 @@
 #define MAX_REQUEST (8u << 20)
 #define READ_SIZE 65536u
 #define NEVER UINT64_MAX
+#define HASTY_TOKENS 1000
+#define HASTY_PERIOD_US 5000
 
 enum phase { IDLE, HEADERS, FIRST, MIDDLE };
 static const char *const phase_names[] = {"idle", "headers", "first", "middle"};
@@ -44,6 +46,7 @@ struct connection {
     enum phase phase;
     int slot;              /* its place in `streams`, while phase is not IDLE */
     int sent;              /* tokens of this stream */
+    int hasty_tokens;      /* how many of them come faster than the others */
     uint64_t next_us;      /* when its next token is due */
     char tag[TAG_SIZE];
     char *request;         /* what was read of the request so far */
@@ -268,6 +271,7 @@ static int model_is(const char *body, const char *name)
 static void answer_post(struct connection *c, const char *body)
 {
     stats.started++;
+    c->hasty_tokens = model_is(body, "hasty") ? HASTY_TOKENS : 0;
     read_tag(c, body);
     if (model_is(body, "no-headers")) {
         stream_begin(c, HEADERS, NEVER);
@@ -349,7 +353,7 @@ static void send_due(void)
     for (int i = stream_count - 1; i >= 0; i--) { /* backwards: an ended stream is replaced by one already seen */
         struct connection *c = streams[i];
         while (c->phase != IDLE && c->next_us <= now && !c->unsent_length) {
-            c->next_us += period_us;
+            c->next_us += c->sent < c->hasty_tokens ? HASTY_PERIOD_US : period_us;
             if (c->sent < tokens_per_stream)
                 send_token(c);
             else

@@ -1,3 +1,3 @@
 """realtime: a WebSocket-first session server for AI backends."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import mimetypes
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,28 +19,34 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from realtime.connections import Connections
+from realtime.drain import Drain
 from realtime.engine import Engine
-from realtime.errors import InvalidRequest, NotFound, RealtimeError, ServerError, StoreError
+from realtime.errors import InvalidRequest, NotFound, RealtimeError, ServerError, StoreError, Unavailable
 from realtime.http import error_body, error_headers, send_error, send_json
 from realtime.journal import Journal
 from realtime.observe import logs
 from realtime.oneshot import OneShots
 from realtime.origins import LOOPBACK, OriginCheck
 from realtime.pace import Pace
-from realtime.protocol import Session
+from realtime.protocol import Session, new_id
 from realtime.responders.base import Responder
 from realtime.responders.choose import choose
 from realtime.session import Limits
+from realtime.sessions import Sessions
 from realtime.settings import Settings, load_settings
 from realtime.store.base import Store
 from realtime.store.memory import MemoryStore
 from realtime.turn import Turns
+from realtime.upkeep import Upkeep
 from realtime.websocket import RealtimeSocket
 
 _HERE = Path(__file__).parent
 STATIC = next(folder for folder in (_HERE / "static", _HERE.parent / "static") if folder.is_dir())
 """The page: inside the package where it was installed, beside it in a checkout."""
 
+RESIGN_S = 0.5
+"""How long an instance that ends waits for a store that does not answer."""
 PAGE_HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -61,9 +69,10 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
         responder, default_model = choose(settings)
     default_model = settings.model or default_model
     limits = Limits(frozenset({default_model, *settings.allowed_models}), settings.max_output_tokens)
-    store = MemoryStore(session_ttl_s=settings.session_ttl_s, max_session_bytes=settings.max_session_bytes)
+    store = _store(settings)
     journal = Journal(store, interval_s=settings.journal_interval_ms / 1000)
     turns = Turns(
+        instance=new_id("inst"),
         responder=responder,
         journal=journal,
         pace=Pace(),
@@ -77,10 +86,11 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
         turns,
         defaults=_defaults(settings, default_model),
         limits=limits,
-        lease_s=settings.lease_s,
         ttl_s=settings.session_ttl_s,
     )
-    socket = RealtimeSocket(engine, max_connections=settings.max_connections, send_timeout_s=settings.send_timeout_s)
+    upkeep = Upkeep(engine, lease_s=settings.lease_s, ttl_s=settings.session_ttl_s)
+    connections = Connections(max_connections=settings.max_connections, send_timeout_s=settings.send_timeout_s)
+    sessions = Sessions(engine, connections, max_message_bytes=settings.max_message_bytes)
     oneshots = OneShots(
         turns,
         limits,
@@ -91,21 +101,41 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
     page = _Page(StaticFiles(directory=STATIC, html=True))
     app = Starlette(
         routes=[
-            WebSocketRoute("/v1/realtime", socket),
+            WebSocketRoute("/v1/realtime", RealtimeSocket(engine, connections)),
+            _route("/v1/sessions", sessions.collection, "POST"),
+            _route("/v1/sessions/{session_id}", sessions.session, "GET", "DELETE"),
+            _route("/v1/sessions/{session_id}/events", sessions.events, "GET", "POST"),
             Route("/v1/stream", _Endpoint(oneshots.stream), methods=["POST"]),
             Route("/v1/complete", _Endpoint(oneshots.complete), methods=["POST"]),
             Route("/healthz", _Endpoint(_alive), methods=["GET"]),
-            Route("/readyz", _Endpoint(partial(_ready, store)), methods=["GET"]),
+            Route("/readyz", _Endpoint(partial(_ready, store, connections)), methods=["GET"]),
             Route("/", page),
             Mount("/static", page),
         ],
         exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
         middleware=[Middleware(OriginCheck, hosts=_hosts(settings), origins=_origins(settings))],
-        lifespan=lambda _app: _lifespan(store, responder, engine, socket),
+        lifespan=lambda _app: _lifespan(store, responder, engine, upkeep, connections),
     )
     app.state.engine = engine
-    app.state.say_goodbye = socket.say_goodbye
+    app.state.connections = connections
+    app.state.drain = Drain(connections, [engine, oneshots], drain_s=settings.drain_s, shared=store.shared)
     return app
+
+
+def _store(settings: Settings) -> Store:
+    limits: dict[str, Any] = {"session_ttl_s": settings.session_ttl_s, "max_session_bytes": settings.max_session_bytes}
+    if not settings.redis_url:
+        return MemoryStore(**limits)
+    from realtime.store.redis import RedisStore  # its client is loaded only where it is used
+
+    return RedisStore(settings.redis_url, **limits)
+
+
+def _route(path: str, endpoint: ASGIApp, *methods: str) -> Route:
+    """A route without the HEAD that Starlette adds to a GET: a stream of events has no end to wait for."""
+    route = Route(path, _Endpoint(endpoint), methods=methods)
+    route.methods = set(methods)
+    return route
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -132,15 +162,25 @@ def _defaults(settings: Settings, model: str) -> Session:
 
 
 @asynccontextmanager
-async def _lifespan(store: Store, responder: Responder, engine: Engine, socket: RealtimeSocket) -> AsyncIterator[None]:
+async def _lifespan(
+    store: Store, responder: Responder, engine: Engine, upkeep: Upkeep, connections: Connections
+) -> AsyncIterator[None]:
     """Everything that is shared lives here: the store, the model's client, the journal and the turns."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(store)
         if isinstance(responder, AbstractAsyncContextManager):
             await stack.enter_async_context(responder)
+        stack.push_async_callback(_resign, store, engine.instance)
         await stack.enter_async_context(engine)
-        engine.spawn(socket.watch())
+        for work in (upkeep.sign(), upkeep.look(), upkeep.use(), connections.watch()):
+            engine.spawn(work)
         yield
+
+
+async def _resign(store: Store, instance: str) -> None:
+    with suppress(StoreError, TimeoutError):  # then its lease runs out
+        async with asyncio.timeout(RESIGN_S):
+            await store.resign(instance)
 
 
 class _Endpoint:
@@ -175,10 +215,11 @@ async def _alive(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send_json(send, {"status": "ok"})
 
 
-async def _ready(store: Store, _scope: Scope, _receive: Receive, send: Send) -> None:
+async def _ready(store: Store, connections: Connections, _scope: Scope, _receive: Receive, send: Send) -> None:
     try:
+        connections.check_open()
         await store.ping()
-    except StoreError as error:
+    except (StoreError, Unavailable) as error:
         await send_error(send, error)
         return
     await send_json(send, {"status": "ready"})

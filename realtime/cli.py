@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from realtime import __version__
+
+if TYPE_CHECKING:
+    from realtime.settings import Settings
 
 
 @click.group()
@@ -20,37 +23,67 @@ def main() -> None:
 @main.command()
 @click.option("--host", default=None, help="The address to bind to (REALTIME_HOST, default 127.0.0.1).")
 @click.option("--port", default=None, help="The port (REALTIME_PORT, default 8000).")
-@click.option("--workers", default=1, show_default=True, help="Processes; more than one needs Redis.")
+@click.option(
+    "--workers",
+    default=1,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Processes; more than one needs REALTIME_REDIS_URL.",
+)
 @click.option("--insecure-no-auth", is_flag=True, help="Allow an address that others can reach.")
-def serve(host: str | None, port: str | None, workers: int, insecure_no_auth: bool) -> None:
+@click.option("--fd", default=None, type=int, hidden=True, help="Be a worker on this listening socket.")
+def serve(host: str | None, port: str | None, workers: int, insecure_no_auth: bool, fd: int | None) -> None:
     """Run the server."""
     from realtime.settings import SettingsError
 
     try:
-        _serve(_given(host=host, port=port), workers, insecure_no_auth)
+        sys.exit(_serve(_given(host=host, port=port), workers, insecure_no_auth, fd))
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
 
 
-def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool) -> None:
+def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool, fd: int | None) -> int:
     from realtime.app import create_app
     from realtime.observe import logs
     from realtime.server import run
-    from realtime.settings import SettingsError, load_settings, unknown_settings
+    from realtime.settings import load_settings, unknown_settings
+    from realtime.workers import work
 
     settings = load_settings(**overrides)
-    if workers != 1:
-        raise SettingsError(f"--workers {workers} needs a store that processes can share; this version has none")
+    _check(settings, workers, insecure_no_auth)
+    logs.configure(settings.log_format, settings.log_level)
+    app = create_app(settings=settings)
+    if fd is not None:
+        work(app, settings, fd)
+        return 0
+    for name in unknown_settings():
+        logs.warning("unknown setting", name=name)
+    if workers > 1:
+        return _keep_workers(settings, workers)
+    run(app, settings)
+    return 0
+
+
+def _check(settings: Settings, workers: int, insecure_no_auth: bool) -> None:
+    from realtime.settings import SettingsError
+
+    if workers > 1 and not settings.redis_url:
+        raise SettingsError(f"--workers {workers} needs REALTIME_REDIS_URL: a store that processes can share")
     if not insecure_no_auth and not _is_loopback(settings.host):
         raise SettingsError(
             f"REALTIME_HOST={settings.host!r} can be reached by others, and there is no authentication: "
             "bind to 127.0.0.1, or give --insecure-no-auth if that is meant"
         )
-    logs.configure(settings.log_format, settings.log_level)
-    app = create_app(settings=settings)
-    for name in unknown_settings():
-        logs.warning("unknown setting", name=name)
-    run(app, settings)
+
+
+def _keep_workers(settings: Settings, count: int) -> int:
+    from realtime.server import open_listener, say_where
+    from realtime.workers import MARGIN_S, Workers, keep
+
+    listener = open_listener(settings)
+    command = [sys.executable, *sys.orig_argv[1:]]
+    workers = Workers(command, listener, count=count, patience_s=settings.drain_s + MARGIN_S)
+    return keep(workers, lambda: say_where(listener, f" ({count} workers)"))
 
 
 def _is_loopback(host: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from realtime.errors import NotFound
-from realtime.hub import LiveSession
+from realtime.live import UNBEGUN, LiveSession
 from realtime.log import ChannelLog
 from realtime.protocol import (
     CONTROL_CHANNEL,
@@ -26,7 +26,8 @@ from realtime.store.base import Head
 
 
 class Start:
-    """Where a reader begins: its positions, and the channels that it has to forget first.
+    """Where a reader begins: its positions, and the channels that it has to forget first. Until it was told to forget
+    one, it stands where it says that it stands: it may leave before that, and come back.
 
     `after` is what the reader says that it has, `None` if it has nothing; `heads` is where the channels stand.
     """
@@ -48,21 +49,28 @@ class Start:
             raise NotFound("store_lost", "The session has lost events that you have seen; start a new one.")
         if channel != SESSION_CHANNEL and head.finished and position >= head.position:
             self.resets.add(channel)
-            position = 0
         self.positions[channel] = position
 
 
 async def find_start(live: LiveSession, after: Mapping[str, int] | None) -> Start:
     """Where a reader that has `after` begins in `live`. Raises `NotFound` (`store_lost`) if the session has less."""
     heads = dict((await live.store.load(live.id)).heads)
-    while live.state.position < heads[SESSION_CHANNEL].position:
-        await live.refresh()  # the store is ahead of what was told here: another instance's readers may be, too
+    while live.state.position < heads[SESSION_CHANNEL].position or _is_old(live, heads, after or {}):
+        # Either is older than the other. What was told here: another instance's readers may know more. The answer: it
+        # knows nothing of the end of a response that ended meanwhile.
+        heads = dict((await live.refresh()).heads)
     for channel, shown in live.positions().items():
         stored = heads.get(channel)
         if stored is None or not stored.finished:
             heads[channel] = Head(max(shown, stored.position if stored else 0), finished=False)
     heads[SESSION_CHANNEL] = Head(live.state.position, finished=live.state.closed)
     return Start(heads, after)
+
+
+def _is_old(live: LiveSession, heads: Mapping[str, Head], after: Mapping[str, int]) -> bool:
+    """Whether a response that a reader names has ended by what was told here, and not by `heads`."""
+    named = (live.state.responses.get(channel) for channel in after)
+    return any(response and response.done and not heads.get(response.id, UNBEGUN).finished for response in named)
 
 
 class Cursor:
@@ -117,8 +125,7 @@ class Cursor:
                 continue
             if position and self._is_beyond_end(channel, position):
                 self._resets.add(channel)
-                position = self.positions[channel] = 0
-            event = await self._peek(channel, position)
+            event = await self._peek(channel, 0 if channel in self._resets else position)
             if event is not None and not self._held_back(event):
                 return self._take(channel, event, now)
         return None
@@ -135,9 +142,10 @@ class Cursor:
         return view is None or view.log.head > self.positions[channel]
 
     def _is_beyond_end(self, channel: str, position: int) -> bool:
-        """Whether the reader named a position that it can't have: who saw a channel's end has left it."""
+        """Whether the reader named a position that it can't have: who saw a channel's end has left it, but for the
+        session's own."""
         view = self._live.views.get(channel)
-        return view is not None and view.finished and position >= view.log.head
+        return channel != SESSION_CHANNEL and view is not None and view.finished and position >= view.log.head
 
     def _held_back(self, event: ChannelEvent) -> bool:
         """The session's end comes after the end of everything in it."""
@@ -173,8 +181,7 @@ class Cursor:
             self._leave(channel)
         elif isinstance(event, ResponseCreated):
             self.positions.setdefault(event.response.id, 0)
-            event = replace(event, overrides=None)
-        return self._marked(channel, event)
+        return self._marked(channel, event.for_clients())
 
     def _marked(self, channel: str, event: ChannelEvent) -> ChannelEvent:
         replay = self._replaying

@@ -4,28 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+from msgspec import Struct
 
-from realtime.errors import ConflictError, NotFound, RealtimeError
-from realtime.hub import Hub, LiveSession, Reader
+from realtime.control import CancelResponse
+from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
+from realtime.hub import Hub
+from realtime.live import RETRY_S, LiveSession, Reader
+from realtime.observe import logs
 from realtime.protocol import (
     CONTROL_CHANNEL,
     SESSION_CHANNEL,
+    ChannelEvent,
     Command,
+    ItemCreated,
+    Overrides,
+    ResponseCreate,
+    ResponseCreated,
     Session,
     new_id,
     timestamp,
 )
-from realtime.session import CancelResponse, Decision, Limits, ResponseState, decide, truncated_response
-from realtime.store.base import CommandRecord, CommandSeen, PositionConflict, Store, Write
+from realtime.session import Decision, Limits, ResponseState, decide, settings_update, truncated_response
+from realtime.store.base import CommandRecord, CommandSeen, Made, PositionConflict, Store, Viewer, Write
 from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns, answer_text
 
-BEATS_PER_LEASE = 3
+LATE_S = 5.0
+"""How much later than its caller was told of a failure a call to the store may still have its effect."""
+MAX_END_S = 1.0
+"""How long the ends of responses may take to be stored when an instance has to go."""
+
+
+class Outcome(Struct, frozen=True):
+    """What a command came to: the ids of what it made, and whether that was before, under the same `event_id`."""
+
+    made: Made
+    duplicate: bool = False
 
 
 class Engine:
@@ -34,26 +54,29 @@ class Engine:
     `defaults` is the template of a new session's settings; its identity and times are filled in.
     """
 
-    def __init__(
-        self, store: Store, turns: Turns, *, defaults: Session, limits: Limits, lease_s: float, ttl_s: float
-    ) -> None:
+    def __init__(self, store: Store, turns: Turns, *, defaults: Session, limits: Limits, ttl_s: float) -> None:
         self.store = store
-        self.hub = Hub(store, changed=self._changed, cancel=self._cancel)
+        self.instance = turns.instance
+        self.hub = Hub(store, self)
+        self.draining = False
+        """Whether no more responses are started here."""
         self._turns = turns
         self._defaults = defaults
         self._limits = limits
-        self._lease_s = lease_s
         self._ttl_s = ttl_s
-        self._running: dict[tuple[str, str], Turn] = {}
+        self._running: dict[str, dict[str, Turn]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._commits: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
+        self._kept_open: set[LiveSession] = set()
         self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         self.spawn(self._turns.journal.run())
         self.spawn(self._turns.pace.run())
-        self.spawn(self._beat())
         return self
 
     async def __aexit__(
@@ -63,14 +86,30 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
-        if self._turns.abandoned:
-            await asyncio.wait(self._turns.abandoned, timeout=STOP_TIMEOUT_S)
+        if left := self._commits | self._turns.abandoned:
+            _, late = await asyncio.wait(left, timeout=STOP_TIMEOUT_S)
+            for task in late & self._commits:
+                task.cancel()
 
-    async def create(self, user: str) -> str:
-        """Make a session of `user`'s; returns its id."""
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have `work` run until it ends or the engine does. An engine that is stopping takes no more work."""
+        if self._stopping:
+            work.close()
+            return
+        task = self._group.create_task(_contained(work))
+        task.add_done_callback(lambda _: work.close())  # it may have been cancelled before it began
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def create(self, user: str, overrides: Overrides | None = None) -> str:
+        """Make a session of `user`'s; returns its id. Raises `InvalidRequest` for settings that are not allowed."""
         session_id = new_id("sess")
         session = msgspec.structs.replace(
-            self._defaults, id=session_id, owner=user, created_at=timestamp(), expires_at=""
+            settings_update(self._defaults, overrides or Overrides(), self._limits),
+            id=session_id,
+            owner=user,
+            created_at=timestamp(),
+            expires_at="",
         )
         await self.store.create(session)
         return session_id
@@ -80,99 +119,226 @@ class Engine:
         return msgspec.structs.replace(live.state.session, expires_at=timestamp(in_s=self._ttl_s))
 
     @asynccontextmanager
-    async def attach(self, session_id: str, viewer: Reader) -> AsyncIterator[LiveSession]:
+    async def attach(self, session_id: str, reader: Reader) -> AsyncIterator[LiveSession]:
         """Look at a session, as a participant, for as long as the block lasts. Raises `NotFound`."""
         async with self.hub.use(session_id) as live:
-            await self.store.hold(session_id, [viewer.participant], self._lease_s)
-            live.readers.add(viewer)
+            joining = self._whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
             try:
+                await asyncio.shield(joining)
+                live.readers.add(reader)
                 yield live
             finally:
-                live.leave(viewer)
-                self.spawn(self._release(session_id, viewer))
+                live.leave(reader)
+                self.spawn(self._leave(session_id, reader, joining))
 
-    async def execute(self, live: LiveSession, command: Command, user: str) -> None:
+    async def execute(self, live: LiveSession, command: Command, user: str) -> Outcome:
         """Carry out a command: append what it comes to. Raises the `RealtimeError` that refuses it.
 
         A command whose `event_id` was carried out before does nothing. Cancelled, it was carried out whole or not at
         all.
         """
-        record = _record(command, user)
-        while not await self._seen(live, record):
-            answer = truncated_response(command)
-            heard = await answer_text(live, answer) if answer else ""
+        if self.draining and isinstance(command, ResponseCreate):
+            raise Unavailable("draining", "This instance is shutting down; another one takes it.", retry_after_ms=1000)
+        digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
+        while (seen := await self._seen(live, command, user, digest)) is None:
             try:
-                decision = decide(
-                    live.state,
-                    command,
-                    user=user,
-                    now=timestamp(),
-                    limits=self._limits,
-                    heard=heard,
-                    expires_at=timestamp(in_s=self._ttl_s),
-                )
+                decision = await self._decide(live, command, user)
             except RealtimeError:
-                if await self._seen(live, record):
-                    return  # the same command was carried out meanwhile, and is what this one clashed with
+                seen = await self._seen(live, command, user, digest)
+                if seen is not None:
+                    break  # the same command was carried out meanwhile, and is what this one clashed with
+                if await self._was_behind(live):
+                    continue
                 raise
-            writes = _writes(live, decision)
+            writes = _writes(live, decision)  # now: they expect the position that was decided on
+            made = _made(decision)
+            record = CommandRecord(user, command.event_id, digest, made) if command.event_id else None
             try:
-                if writes:
-                    await self.store.append(live.id, writes, record)
-                return
+                await asyncio.shield(self._whole(live, self._commit(live, writes, record)))
+                return Outcome(made)
             except PositionConflict:
                 await live.refresh()
             except CommandSeen:
                 continue
+        live.doubt()  # whoever sends it again may have had no answer, and this instance may not know what it did
+        return Outcome(seen.made, duplicate=True)
 
-    async def _seen(self, live: LiveSession, record: CommandRecord | None) -> bool:
-        if record is None:
-            return False
-        seen = await self.store.find_command(live.id, record.user, record.event_id)
-        if seen is not None and seen.digest != record.digest:
-            raise ConflictError("event_id_reused", "Another command was sent under that event_id.", param="event_id")
-        return seen is not None
+    async def finish_turns(self) -> None:
+        """Return once no response runs here."""
+        await self._idle.wait()
 
-    def _changed(self, live: LiveSession) -> None:
-        """Whatever happened to a session: end what has to end, start what may start."""
+    async def end_turns(self, error: RealtimeError) -> None:
+        """End every response that runs here because of `error`; returns once that is stored, or can't be in time."""
+        for turns in self._running.values():
+            for turn in turns.values():
+                turn.stop(End.failed(error))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S + MAX_END_S):
+                await self._idle.wait()
+
+    def runs(self, session_id: str, response_id: str) -> bool:
+        """Whether a response runs here."""
+        return response_id in self._running.get(session_id, ())
+
+    def start_next(self, live: LiveSession) -> None:
+        """Run the response of a session that waits for nobody else, if there is one."""
+        response = live.state.runnable()
+        is_wanted = live.users > 0 and not self.draining
+        if response is not None and is_wanted and not self.runs(live.id, response.id):
+            self._start(live, response)
+
+    async def bury(self, live: LiveSession, response: ResponseState, error: RealtimeError) -> None:
+        """End a response that nobody runs any more, and go on with the next one."""
+        try:
+            await Turn(live, response, self._turns).bury(error)
+        except (PositionConflict, RealtimeError):
+            live.doubt()
+        else:
+            self.start_next(live)
+
+    def changed(self, live: LiveSession) -> None:
+        """Whatever happened to a session: end what has to end."""
         if live.gone:
-            self._end_all(live, End(status="cancelled", stop_reason=f"session_{live.gone.reason}"))
+            self._end_all(live, _cancelled(f"session_{live.gone.reason}"))
+            self._keep_open(live)
             return
         if live.state.closed:
             self._end_all(live, _cancelled("session_closed", live.state.closed_by))
-        response = live.state.runnable()
-        if response is not None and (live.id, response.id) not in self._running:
-            self._start(live, response)
+        for response_id, turn in self._running.get(live.id, {}).items():
+            response = live.state.responses.get(response_id)
+            if response is None or response.done:
+                turn.lose()
+        self._keep_open(live)
         self._look_for_viewers(live)
 
-    def _cancel(self, live: LiveSession, request: CancelResponse) -> None:
-        response = live.state.unfinished.get(request.response_id)
-        if response is not None:
-            self._stop(live, response, _cancelled(request.reason, request.for_event_id))
+    def asked(self, live: LiveSession, request: ChannelEvent) -> None:
+        """Do what the control channel asks for, where it concerns this instance."""
+        if isinstance(request, CancelResponse):
+            response = live.state.unfinished.get(request.response_id)
+            if response is not None:
+                self._stop(live, response, _cancelled(request.reason, request.for_event_id))
+
+    def unended(self, live: LiveSession, response: ResponseState) -> None:
+        """Write an end that the store has lost, so that whoever comes finds one. Who has seen it sees no other."""
+        if not self.runs(live.id, response.id):
+            lost = StoreError("store_lost", "The store has lost the end of the response.")
+            self.spawn(self.bury(live, response, lost))
+
+    def _keep_open(self, live: LiveSession) -> None:
+        """Keep a session open while a response of it is unfinished: whoever runs it may be lost, and somebody has to
+        notice."""
+        is_busy = bool(live.state.unfinished) and not live.gone
+        if is_busy and live not in self._kept_open:
+            self._kept_open.add(live)
+            self.hub.retain(live)
+        elif not is_busy and live in self._kept_open:
+            self._kept_open.discard(live)
+            self.hub.release(live)
+
+    async def _seen(self, live: LiveSession, command: Command, user: str, digest: bytes) -> CommandRecord | None:
+        if command.event_id is None:
+            return None
+        seen = await self.store.find_command(live.id, user, command.event_id)
+        if seen is not None and seen.digest != digest:
+            raise ConflictError("event_id_reused", "Another command was sent under that event_id.", param="event_id")
+        return seen
+
+    async def _was_behind(self, live: LiveSession) -> bool:
+        """Learn what others have done that was not told here yet; returns whether there was something.
+
+        Nothing is appended that was decided on old news. Nor should it be refused: who has been told by one instance
+        that a response was made, or is done, may ask the next one at once.
+        """
+        stood = live.state.position, set(live.state.unfinished)
+        if self.store.shared:
+            await live.refresh()
+        return stood != (live.state.position, set(live.state.unfinished))
+
+    async def _decide(self, live: LiveSession, command: Command, user: str) -> Decision:
+        answer = truncated_response(command)
+        heard = await answer_text(live, answer) if answer else ""
+        return decide(
+            live.state,
+            command,
+            user=user,
+            now=timestamp(),
+            limits=self._limits,
+            heard=heard,
+            expires_at=timestamp(in_s=self._ttl_s),
+        )
+
+    async def _commit(self, live: LiveSession, writes: Sequence[Write], record: CommandRecord | None) -> None:
+        """Append what was decided, and start what may start."""
+        try:
+            if writes or record:
+                await self.store.append(live.id, writes, record)
+        except StoreError:
+            live.doubt()  # it may have been carried out
+            raise
+        for event in (entry for write in writes for entry in write.entries):
+            if isinstance(event, ResponseCreated):
+                await self._look_after(live, is_sure=event.response.status != "queued")
+
+    async def _look_after(self, live: LiveSession, *, is_sure: bool = False) -> None:
+        """Start what may run.
+
+        Who appends a queued response, and who appends an end, looks in the store whether the other came from elsewhere
+        meanwhile: at least one of the two sees both.
+        """
+        if not is_sure:
+            with suppress(RealtimeError):
+                await live.refresh()
+        self.start_next(live)
+
+    def _whole(self, live: LiveSession, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do `work` to its end, even if whoever waits for it is cancelled."""
+        self.hub.retain(live)
+        task = asyncio.create_task(work)
+        self._commits.add(task)
+        task.add_done_callback(partial(self._committed, live))
+        return task
+
+    def _committed(self, live: LiveSession, task: asyncio.Task[None]) -> None:
+        self._commits.discard(task)
+        self.hub.release(live)
+        if not task.cancelled():
+            task.exception()  # who waited has been told of it, or is gone
 
     def _end_all(self, live: LiveSession, end: End) -> None:
         for response in list(live.state.unfinished.values()):
             self._stop(live, response, end)
 
     def _stop(self, live: LiveSession, response: ResponseState, end: End) -> None:
-        turn = self._running.get((live.id, response.id))
+        turn = self._running.get(live.id, {}).get(response.id)
         if turn is None and response.running:
             return  # it runs elsewhere, and is told there
         response.stopping = True
         (turn or self._start(live, response)).stop(end)
 
     def _start(self, live: LiveSession, response: ResponseState) -> Turn:
-        turn = self._running[live.id, response.id] = Turn(live, response, self._turns)
+        turn = self._running.setdefault(live.id, {})[response.id] = Turn(live, response, self._turns)
+        self._idle.clear()
         self.hub.retain(live)
         self.spawn(self._run(live, response.id, turn))
         return turn
 
     async def _run(self, live: LiveSession, response_id: str, turn: Turn) -> None:
         try:
-            await turn.run()
+            try:
+                await turn.run()
+            finally:
+                self._forget(live.id, response_id)
+            await self._look_after(live)
         finally:
-            del self._running[live.id, response_id]
             self.hub.release(live)
+
+    def _forget(self, session_id: str, response_id: str) -> None:
+        turns = self._running[session_id]
+        del turns[response_id]
+        if not turns:
+            del self._running[session_id]
+        if not self._running:
+            self._idle.set()
 
     def _look_for_viewers(self, live: LiveSession) -> None:
         """Cancel the responses that nobody has looked at for their grace, and look again when the next one is due."""
@@ -188,51 +354,52 @@ class Engine:
         if waiting:
             live.start_timer(min(waiting), self._look_for_viewers)
 
-    async def _release(self, session_id: str, viewer: Reader) -> None:
-        try:
-            await self.store.release(session_id, viewer.participant.connection_id, viewer.floor_s)
-        except NotFound:
-            return
+    async def _leave(self, session_id: str, reader: Reader, joining: asyncio.Task[None]) -> None:
+        """Tell the store that a connection is gone, after it was told that it came, and until it has heard.
 
-    async def _beat(self) -> None:
-        """Say again and again who looks from here, so that nobody is thought lost and no session in use expires."""
+        Where it did not say that it had heard of the join, that may still be under way.
+        """
+        await asyncio.wait([joining])
+        await self._tell_left(session_id, reader)
+        if not joining.cancelled() and isinstance(joining.exception(), StoreError):
+            await asyncio.sleep(LATE_S)
+            await self._tell_left(session_id, reader)
+
+    async def _tell_left(self, session_id: str, reader: Reader) -> None:
         while True:
-            await asyncio.sleep(min(self._lease_s, self._ttl_s) / BEATS_PER_LEASE)
-            for live in self.hub.sessions():
-                await self._hold(live)
-                await asyncio.sleep(0)  # thousands of sessions must not stop the loop
+            try:
+                await self.store.leave(session_id, reader.participant.connection_id, reader.floor_s)
+                return
+            except NotFound:
+                return
+            except StoreError:
+                await asyncio.sleep(RETRY_S)
 
-    async def _hold(self, live: LiveSession) -> None:
-        viewers = [reader.participant for reader in live.readers]
-        try:
-            await self.store.hold(live.id, viewers, self._lease_s)
-        except NotFound:
-            return
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have `work` run until it ends or the engine does. It must not raise: that would end the engine.
-
-        An engine that is stopping takes no more work."""
-        if self._stopping:
-            work.close()
-            return
-        task = self._group.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+async def _contained(work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`. A fault of ours ends it, and is reported; it must not end everybody's."""
+    try:
+        await work
+    except Exception as error:
+        logs.report(error)
 
 
 def _cancelled(reason: str, event_id: str | None = None) -> End:
     return End(status="cancelled", stop_reason=reason, for_event_id=event_id)
 
 
-def _record(command: Command, user: str) -> CommandRecord | None:
-    if command.event_id is None:
-        return None
-    digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
-    return CommandRecord(user, command.event_id, digest)
+def _made(decision: Decision) -> Made:
+    ids: dict[str, str] = {}
+    for event in decision.events:
+        match event:
+            case ItemCreated(item=item):
+                ids["item_id"] = item.id
+            case ResponseCreated(response=response):
+                ids["response_id"] = response.id
+    return Made(**ids)
 
 
-def _writes(live: LiveSession, decision: Decision) -> list[Write]:
+def _writes(live: LiveSession, decision: Decision) -> Sequence[Write]:
     writes = []
     if decision.events:
         writes.append(Write(SESSION_CHANNEL, decision.events, expect=live.state.position))

@@ -16,6 +16,14 @@ BODY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 1.0
 Headers = list[tuple[bytes, bytes]]
 
+STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+"""What comes with server-sent events: nobody on the way is to keep them, not even for a moment."""
+_SEPARATORS = {"\u0085".encode(): rb"\u0085", "\u2028".encode(): rb"\u2028", "\u2029".encode(): rb"\u2029"}
+
 
 class _ErrorAnswer(Struct, omit_defaults=True):
     type: str
@@ -45,10 +53,25 @@ def error_headers(error: RealtimeError) -> Headers:
     return headers
 
 
-async def send_json(send: Send, value: Any, *, status: int = 200) -> None:
-    """Answer with a value as JSON."""
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    await send_answer(send, status, headers, msgspec.json.encode(value))
+def one_line(value: Any) -> bytes:
+    """A value as JSON that is one line for those clients too that take U+0085, U+2028 and U+2029 for line ends."""
+    body = msgspec.json.encode(value)
+    if not body.isascii():
+        for separator, escape in _SEPARATORS.items():
+            body = body.replace(separator, escape)
+    return body
+
+
+async def send_json(send: Send, value: Any, *, status: int = 200, headers: Headers | None = None) -> None:
+    """Answer with a value as JSON, and with `headers` beside the usual ones."""
+    usual = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    await send_answer(send, status, [*usual, *(headers or ())], msgspec.json.encode(value))
+
+
+async def send_nothing(send: Send) -> None:
+    """Answer with 204: done, and nothing to say."""
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
+    await send({"type": "http.response.body"})
 
 
 async def send_error(send: Send, error: RealtimeError) -> None:

@@ -1,24 +1,30 @@
 """Writes what the responses of this process say to the store: all of them in one round trip, every few milliseconds.
 
 The journal is the only writer of a response's channel once the response runs, so its own writes never overtake each
-other, and a position that the store does not expect means that somebody else has ended the response.
+other. A store that does not answer is asked again until it does, while readers here go on reading. Because a write that
+was not answered may have had its effect all the same, a position that the store does not expect is looked into: what
+stands there may be what this process wrote. If it isn't, somebody else has ended the response. And if less stands there
+than was written, the store has lost a part of it, and what follows can't be told in order any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
-from realtime.hub import View
-from realtime.log import Entry, length
-from realtime.protocol import ResponseDone
-from realtime.store.base import Batch, Store, Write
+from realtime.errors import ConflictError, StoreError
+from realtime.live import RETRY_S
+from realtime.log import Deltas, Entry, length
+from realtime.observe import logs
+from realtime.protocol import MAX_FRAME_CHARS, ChannelEvent, ResponseDone
+from realtime.store.base import Batch, Head, PositionConflict, Store, Write
+from realtime.view import View
 
 
 class Tail:
     """What one channel still has to tell the store. `lost` is called with the error once a write was refused."""
 
-    __slots__ = ("_end", "_ended", "channel", "lost", "session_id", "view")
+    __slots__ = ("_end", "_ended", "_refused", "channel", "lost", "session_id", "view")
 
     def __init__(self, session_id: str, channel: str, view: View, *, lost: Callable[[Exception], None]) -> None:
         self.session_id = session_id
@@ -27,30 +33,64 @@ class Tail:
         self.lost = lost
         self._end: ResponseDone | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._refused: Exception | None = None
+        """Why nothing more of this can be written, not even its end."""
 
     def finish(self, end: ResponseDone) -> asyncio.Future[None]:
         """Let `end` follow the last delta; the future is done, or has the store's error, once it was written."""
         self._end = end
         self._ended = asyncio.get_running_loop().create_future()
+        if self._refused is not None:
+            self._ended.set_exception(self._refused)
         return self._ended
 
     def batch(self) -> Batch:
         """All that is shown and not stored yet, and the end if there is one."""
-        entries: list[Entry] = self.view.log.entries(self.view.stored)
+        return Batch(self.session_id, [Write(self.channel, self._entries(), expect=self.view.stored)])
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is nothing to write."""
+        return self._refused is not None or (self._end is None and self.view.stored >= self.view.log.head)
+
+    def wrote(self, batch: Batch) -> None:
+        """The store has a batch."""
+        [write] = batch.writes
+        stored = self.view.stored if write.expect is None else write.expect
+        self.view.stored = max(self.view.stored, stored + sum(map(length, write.entries)))
+        if write.entries[-1] is self._end:
+            self._resolve()
+
+    def refuse(self, error: Exception) -> None:
+        """The store takes no more of this; of a full session's (`ConflictError`) it still takes the end."""
+        if not isinstance(error, ConflictError):
+            self._refused = error
+        if self._ended is None:
+            self.lost(error)
+        elif not self._ended.done():
+            self._ended.set_exception(error)
+
+    def compare(self, found: list[Entry], *, finished: bool) -> bool:
+        """Look at what the store has after `view.stored`, and whether the channel has ended there; returns whether this
+        process wrote that, and may go on after it."""
+        ours, theirs = list(_singly(self._entries())), list(_singly(found))
+        if ours[: len(theirs)] != theirs or (finished and len(theirs) < len(ours)):
+            return False
+        self.view.stored += len(theirs)
+        if finished:
+            self._resolve()
+        return True
+
+    def _entries(self) -> list[Entry]:
+        entries = self.view.log.entries(self.view.stored)
         if self._end is not None:
             entries.append(self._end)
-        return Batch(self.session_id, [Write(self.channel, entries, expect=self.view.stored)])
+        return entries
 
-    def settle(self, batch: Batch, error: Exception | None) -> None:
-        """Take note of what became of a batch."""
-        [write] = batch.writes
-        if error is None:
-            stored = self.view.stored if write.expect is None else write.expect
-            self.view.stored = max(self.view.stored, stored + sum(map(length, write.entries)))
-        elif self._ended is None:
-            self.lost(error)
-        if self._ended is not None and write.entries[-1] is self._end and not self._ended.done():
-            self._ended.set_exception(error) if error else self._ended.set_result(None)
+    def _resolve(self) -> None:
+        self._end = None
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
 
 class Journal:
@@ -69,14 +109,17 @@ class Journal:
         self._marked.set()
 
     async def finish(self, tail: Tail, end: ResponseDone) -> None:
-        """Write what is left of the channel, and its end, at once; returns when the store has it.
+        """Write what is left of the channel, and its end, at once; returns when the store has it, however long that
+        takes.
 
-        Raises the store's error: `PositionConflict` where somebody else has ended it, `NotFound` where the session is
-        gone. The end is shown to nobody before it is stored.
+        Raises the store's refusal: `PositionConflict` where somebody else has ended it, `NotFound` where the session is
+        gone, `StoreError` (`store_lost`) where the store has lost what the end would follow. The end is shown to nobody
+        before it is stored.
         """
         ended = tail.finish(end)
-        self.mark(tail)
-        self._urgent.set()
+        if not ended.done():
+            self.mark(tail)
+            self._urgent.set()
         await ended
 
     async def run(self) -> None:
@@ -86,7 +129,13 @@ class Journal:
             await self._pause()
             self._marked.clear()
             self._urgent.clear()
-            await self._flush()
+            try:
+                answered = await self._flush()
+            except Exception as error:  # a fault of ours: the other responses have to be written all the same
+                logs.report(error)
+                answered = False
+            if not answered:
+                await asyncio.sleep(RETRY_S)
 
     async def _pause(self) -> None:
         if self._urgent.is_set():
@@ -97,9 +146,58 @@ class Journal:
         except TimeoutError:
             return
 
-    async def _flush(self) -> None:
-        pending = [(tail, tail.batch()) for tail in self._dirty]
+    async def _flush(self) -> bool:
+        """Write what is new; returns whether the store has answered."""
+        pending = [(tail, tail.batch()) for tail in self._dirty if not tail.is_clean]
         self._dirty = {}
         errors = await self._store.append_all([batch for _, batch in pending])
+        conflicts = []
+        answered = True
         for (tail, batch), error in zip(pending, errors, strict=True):
-            tail.settle(batch, error)
+            match error:
+                case None:
+                    tail.wrote(batch)
+                case PositionConflict():
+                    conflicts.append(tail)
+                case StoreError():
+                    self.mark(tail)
+                    answered = False
+                case _:
+                    tail.refuse(error)
+        await asyncio.gather(*map(self._look_into, conflicts))
+        return answered
+
+    async def _look_into(self, tail: Tail) -> None:
+        """Find out who was first where a write came to a position that the store did not expect."""
+        stood = tail.view.stored
+        try:
+            snapshot = await self._store.load(tail.session_id)
+            head = snapshot.heads.get(tail.channel, Head(0, finished=False))
+            found = await self._read(tail, stood)
+        except StoreError:
+            self.mark(tail)
+        except Exception as error:  # whatever it is, it is this response's end and not the journal's
+            tail.refuse(error)
+        else:
+            if head.position < stood and not head.finished:
+                tail.refuse(StoreError("store_lost", "The store has lost a part of the response."))
+            elif head.position >= stood and tail.compare(found, finished=head.finished):
+                self.mark(tail)
+            else:
+                tail.refuse(PositionConflict())
+
+    async def _read(self, tail: Tail, after: int) -> list[Entry]:
+        entries: list[Entry] = []
+        while found := await self._store.read(tail.session_id, tail.channel, after, MAX_FRAME_CHARS):
+            entries += found
+            after += sum(map(length, found))
+        return entries
+
+
+def _singly(entries: Iterable[Entry]) -> Iterator[tuple[ChannelEvent, str]]:
+    """The entries as one pair a position, however they were cut into runs."""
+    for entry in entries:
+        if isinstance(entry, Deltas):
+            yield from ((entry.template, text) for text in entry.texts)
+        else:
+            yield entry, ""

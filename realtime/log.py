@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 
 from msgspec import Struct
@@ -37,6 +37,19 @@ Entry = Deltas | ChannelEvent
 def length(entry: Entry) -> int:
     """How many positions an entry takes."""
     return len(entry.texts) if isinstance(entry, Deltas) else 1
+
+
+def entries_from(entries: Iterable[Entry], skip: int) -> Iterator[Entry]:
+    """The entries without their first `skip` positions."""
+    for entry in entries:
+        size = length(entry)
+        if skip >= size:
+            skip -= size
+        elif skip > 0 and isinstance(entry, Deltas):
+            yield Deltas(entry.template, entry.texts[skip:])
+            skip = 0
+        else:
+            yield entry
 
 
 def parse_positions(text: str) -> dict[str, int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any, assert_never
 
 import msgspec
@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from realtime.conversation import Message, estimate_tokens, fit
 from realtime.decoding import invalid
-from realtime.errors import InvalidRequest, RealtimeError, ServerError
-from realtime.http import read_body, send_error, send_json, while_connected
+from realtime.errors import InvalidRequest, RealtimeError, ServerError, Unavailable
+from realtime.http import STREAM_HEADERS, one_line, read_body, send_error, send_json, while_connected
 from realtime.observe import logs
 from realtime.protocol import Role, Tokens, Usage
 from realtime.responders.answering import answering, checked
@@ -22,14 +22,6 @@ from realtime.responders.base import Finish, Reasoning, Request, Text, TokenCoun
 from realtime.session import Limits
 from realtime.turn import Turns
 from realtime.usage import Meter
-
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-
-_SEPARATORS = {"\u0085".encode(): rb"\u0085", "\u2028".encode(): rb"\u2028", "\u2029".encode(): rb"\u2029"}
 
 
 class _ReaderStalledError(Exception):
@@ -74,7 +66,32 @@ class _Turn:
         self.request = request
         self.stop_reason = "end_turn"
         self.meter = Meter(estimate_tokens(request.instructions, *(message.content for message in request.messages)))
+        self.over = asyncio.Event()
+        """Set once the client was told all."""
         self._turns = turns
+        self._running: asyncio.Timeout | None = None
+        self._error: RealtimeError | None = None
+
+    def end(self, error: RealtimeError) -> None:
+        """End the block of `endable` with `error`, be it entered or not yet. Once it is left this does nothing."""
+        if self._error is None and self._running is not None:
+            self._running.reschedule(0)
+        self._error = self._error or error
+
+    @asynccontextmanager
+    async def endable(self) -> AsyncIterator[None]:
+        """A block that `end` ends: its error comes out of it."""
+        try:
+            async with asyncio.timeout(None) as self._running:
+                if self._error is not None:
+                    raise self._error
+                yield
+        except TimeoutError:
+            if self._error is None:
+                raise
+            raise self._error from None
+        finally:
+            self._running = None
 
     async def texts(self) -> AsyncGenerator[str, None]:
         async with answering(self._turns.responder, self.request, idle_s=self._turns.idle_timeout_s) as answer:
@@ -102,7 +119,10 @@ class _Turn:
 
 
 class OneShots:
-    """The two endpoints, over what turns share. They are ASGI applications: `stream` and `complete`."""
+    """The two endpoints, over what turns share. They are ASGI applications: `stream` and `complete`.
+
+    While they are `draining` they refuse what is asked of them.
+    """
 
     def __init__(
         self, turns: Turns, limits: Limits, *, default_model: str, max_body_bytes: int, send_timeout_s: float
@@ -112,26 +132,53 @@ class OneShots:
         self._default_model = default_model
         self._max_body_bytes = max_body_bytes
         self._send_timeout_s = send_timeout_s
+        self.draining = False
+        self._running: set[_Turn] = set()
+
+    async def finish_turns(self) -> None:
+        """Return once no call runs."""
+        while self._running:
+            await next(iter(self._running)).over.wait()
+
+    async def end_turns(self, error: RealtimeError) -> None:
+        """End all calls with `error`; returns once their clients were told, however long that takes."""
+        for turn in self._running:
+            turn.end(error)
+        await self.finish_turns()
 
     async def stream(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/stream`: the text as it comes, then how it ended; hanging up cancels the model call."""
         turn = await self._begin(receive, send)
         if turn is not None:
-            await while_connected(receive, self._stream(turn, send))
+            with self._run(turn):
+                await while_connected(receive, self._stream(turn, send))
 
     async def complete(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/complete`: the answer whole; hanging up cancels the model call."""
         turn = await self._begin(receive, send)
         if turn is not None:
-            await while_connected(receive, self._complete(turn, send))
+            with self._run(turn):
+                await while_connected(receive, self._complete(turn, send))
 
     async def _begin(self, receive: Receive, send: Send) -> _Turn | None:
         """The turn that the body asks for; `None` where it was refused and the client told."""
         try:
-            return _Turn(self._request(await read_body(receive, self._max_body_bytes)), self._turns)
+            request = self._request(await read_body(receive, self._max_body_bytes))
+            if self.draining:
+                raise Unavailable("draining", "This instance is shutting down.", retry_after_ms=1000)
         except RealtimeError as error:
             await send_error(send, error)
             return None
+        return _Turn(request, self._turns)
+
+    @contextmanager
+    def _run(self, turn: _Turn) -> Iterator[None]:
+        self._running.add(turn)
+        try:
+            yield
+        finally:
+            self._running.discard(turn)
+            turn.over.set()
 
     async def _stream(self, turn: _Turn, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
@@ -142,7 +189,7 @@ class OneShots:
     async def _tell(self, turn: _Turn, send: Send) -> None:
         """The text as it comes, and then how it ended."""
         try:
-            async with aclosing(turn.texts()) as texts:
+            async with turn.endable(), aclosing(turn.texts()) as texts:
                 async for text in texts:
                     await self._send_event(send, {"text": text})
         except _ReaderStalledError:
@@ -154,7 +201,7 @@ class OneShots:
 
     async def _complete(self, turn: _Turn, send: Send) -> None:
         try:
-            async with aclosing(turn.texts()) as texts:
+            async with turn.endable(), aclosing(turn.texts()) as texts:
                 text = "".join([text async for text in texts])
         except Exception as error:  # as in `_tell`
             await send_error(send, _told(error))
@@ -164,7 +211,7 @@ class OneShots:
 
     async def _send_event(self, send: Send, data: Any, *, name: str = "") -> None:
         event = f"event: {name}\n".encode() if name else b""
-        await self._send_body(send, event + b"data: " + _one_line(data) + b"\n\n")
+        await self._send_body(send, event + b"data: " + one_line(data) + b"\n\n")
 
     async def _send_body(self, send: Send, body: bytes, *, more: bool = True) -> None:
         try:
@@ -187,15 +234,6 @@ class OneShots:
             model=asked.model or self._default_model,
             max_output_tokens=max_tokens,
         )
-
-
-def _one_line(data: Any) -> bytes:
-    """`data` as JSON that is one line for those clients too that take U+0085, U+2028 and U+2029 for line ends."""
-    body = msgspec.json.encode(data)
-    if not body.isascii():
-        for separator, escape in _SEPARATORS.items():
-            body = body.replace(separator, escape)
-    return body
 
 
 def _decode(body: bytes) -> OneShot:

@@ -1,4 +1,4 @@
-"""What a client asks for when it connects: read from the upgrade request, or refused before it."""
+"""What a client asks for when it connects: read from its request, or refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -11,36 +11,60 @@ from realtime.errors import InvalidRequest
 from realtime.log import parse_positions
 from realtime.protocol import CODECS, JSON, Codec
 
+ANONYMOUS = "anonymous"
+"""The user that everybody is."""
 MAX_DELTA_INTERVAL_MS = 1000
 
 
 class Opening(Struct, frozen=True):
-    """How a connection begins. `after` is what the client has, and has precedence over `history`."""
+    """How a connection begins. `after` is what the client has, and has precedence over `history`.
+
+    `comes_back` says that an `EventSource` has lost its connection: it will come back again, unless told not to.
+    """
 
     codec: Codec
     session_id: str | None = None
     after: dict[str, int] | None = None
     history: bool = True
     delta_interval_s: float = 0.0
+    comes_back: bool = False
 
 
 def read_opening(scope: Scope) -> Opening:
     """The opening that a WebSocket's ASGI scope asks for. Raises `InvalidRequest`."""
     query = _query(scope)
-    after = query.get("after")
     session_id = query.get("session_id")
     if session_id == "":
         raise InvalidRequest("invalid_query", "session_id is empty.", param="session_id")
+    after = _after(query)
+    codec = _codec(scope["subprotocols"])
+    return _opening(query, codec=codec, session_id=session_id, after=after, comes_back=False)
+
+
+def read_stream_opening(scope: Scope, session_id: str) -> Opening:
+    """The opening that a request for a session's events asks for, whose `Last-Event-ID` wins over its query.
+
+    Raises `InvalidRequest`.
+    """
+    query = _query(scope)
+    last = dict(scope["headers"]).get(b"last-event-id")  # empty: an EventSource that has seen nothing yet
+    after = _positions(last.decode("latin-1"), "Last-Event-ID") if last else _after(query)
+    return _opening(query, codec=JSON, session_id=session_id, after=after, comes_back=bool(last))
+
+
+def _opening(
+    query: dict[str, str], *, codec: Codec, session_id: str | None, after: dict[str, int] | None, comes_back: bool
+) -> Opening:
     history = query.get("history", "all")
     if history not in {"all", "none"}:
         raise InvalidRequest("invalid_query", "history is all or none.", param="history")
-    positions = parse_positions(after) if after is not None else None
     return Opening(
-        codec=_codec(scope["subprotocols"]),
+        codec=codec,
         session_id=session_id,
-        after=positions if session_id else None,
-        history=history == "all" or positions is not None,
+        after=after if session_id else None,
+        history=history == "all" or after is not None,
         delta_interval_s=_interval_ms(query.get("delta_interval_ms", "0")) / 1000,
+        comes_back=comes_back,
     )
 
 
@@ -52,6 +76,18 @@ def _query(scope: Scope) -> dict[str, str]:
     except ValueError:
         raise InvalidRequest("invalid_query", "The query can't be read.") from None
     return {name: values[-1] for name, values in pairs.items()}
+
+
+def _after(query: dict[str, str]) -> dict[str, int] | None:
+    after = query.get("after")
+    return _positions(after, "after") if after is not None else None
+
+
+def _positions(text: str, param: str) -> dict[str, int]:
+    try:
+        return parse_positions(text)
+    except InvalidRequest as error:
+        raise InvalidRequest("invalid_positions", error.message, param=param) from None
 
 
 def _codec(offered: list[str]) -> Codec:

@@ -11,7 +11,7 @@ import enum
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import msgspec
 from msgspec import Meta, Struct
@@ -326,6 +326,10 @@ class ChannelEvent(ServerMessage, kw_only=True, frozen=True):
     reset: bool = False
     for_event_id: str | None = None
 
+    def for_clients(self) -> Self:
+        """The event without what only servers need."""
+        return self
+
 
 class SessionUpdated(ChannelEvent, kw_only=True, frozen=True, tag="session.updated"):
     """The session's settings changed."""
@@ -359,11 +363,21 @@ class ResponseCreated(ChannelEvent, kw_only=True, frozen=True, tag="response.cre
     response: Response
     overrides: Overrides | None = None
 
+    def for_clients(self) -> Self:
+        """Without the overrides."""
+        return msgspec.structs.replace(self, overrides=None)
+
 
 class ResponseInProgress(ChannelEvent, kw_only=True, frozen=True, tag="response.in_progress"):
-    """The response runs now. Appended with `expect=0` it is the claim to run it."""
+    """The response runs now. Appended with `expect=0` it is the claim to run it, by an `instance` that clients are not
+    told."""
 
     response_id: str
+    instance: str | None = None
+
+    def for_clients(self) -> Self:
+        """Without the instance."""
+        return msgspec.structs.replace(self, instance=None)
 
 
 class OutputTextDelta(ChannelEvent, kw_only=True, frozen=True, tag="response.output_text.delta", gc=False):

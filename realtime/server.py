@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import sys
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -21,10 +21,20 @@ from websockets.frames import Frame
 
 from realtime import __version__
 from realtime.doorbell import Doorbell
+from realtime.drain import Drain
+from realtime.observe import logs
 from realtime.settings import Settings, SettingsError
 
-GOODBYE_S = 0.1
-"""Between the last word to the clients and the end of their connections."""
+LOOK_S = 0.1
+"""How often a drain looks whether somebody is in a hurry, which is as often as uvicorn looks."""
+LINGER_S = 0.5
+"""How long after the drain a connection may still take what it was sent."""
+GRACE_S = 1
+"""How long after the drain a request may need to notice that its connection is gone."""
+LEAVE_S = 1.5
+"""How long all may take that comes after the drain."""
+STUCK_S = 0.2
+"""How long a task may take to be cancelled when everything has ended."""
 ABORT_S = 2.0
 """How long after its close frame a connection may linger: its client takes nothing, or does not answer."""
 MAX_FRAGMENTS = 1024
@@ -148,8 +158,9 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
             self.schedule_ping()
 
     def shutdown(self) -> None:
-        """The server stops."""
-        super().shutdown()
+        """The server stops. Who has said goodbye already is not told, which uvicorn would take for a fault."""
+        if not self.transport.is_closing():
+            super().shutdown() if self.handshake_complete else self._refuse()
         self._abort_later()
 
     def handle_parser_exception(self) -> None:
@@ -165,6 +176,18 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
         if not self.close_sent:
             super().handle_cont(event)
+
+    def _refuse(self) -> None:
+        """Answer an upgrade that comes too late. What the application has to say to it is not heard any more.
+
+        uvicorn's 500 would be the last word, where a 503 lets a proxy try the next instance.
+        """
+        self.disconnected = True
+        refusal = self.conn.reject(503, "This instance is shutting down.\n")
+        refusal.headers["Retry-After"] = "1"
+        self.conn.send_response(refusal)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.close()
 
     def _abort_later(self) -> None:
         self.loop.call_later(ABORT_S, self.transport.abort)
@@ -214,12 +237,13 @@ def _is_utf8(data: bytes) -> bool:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, for which to be asked to stop is no failure: the process ends with status 0.
+    """uvicorn's server, which drains before it shuts down, and in bounded time.
 
-    `say_goodbye` is called with the seconds left, before the connections are closed.
+    For it to be asked to stop is no failure: the process ends with status 0. A second Ctrl-C ends the drain, a third
+    one the rest.
     """
 
-    say_goodbye: Callable[[float], None] | None = None
+    drain: Drain | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As uvicorn's."""
@@ -227,11 +251,36 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which closes every WebSocket with 1012 at once: their clients are told before."""
-        if self.say_goodbye is not None:
-            self.say_goodbye(GOODBYE_S)
-            await asyncio.sleep(GOODBYE_S)
-        await super().shutdown(sockets)
+        """As uvicorn's, which closes every WebSocket with 1012 at once, and waits for requests for as long as it may.
+
+        Where the application can drain, that was the time for them.
+        """
+        if self.drain is None:
+            await super().shutdown(sockets)
+            return
+        await self._run(self.drain)
+        cut = asyncio.get_running_loop().call_later(LINGER_S, self._cut)
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await super().shutdown(sockets)
+        except TimeoutError:
+            logs.warning("shutdown took too long")
+        finally:
+            cut.cancel()
+
+    async def _run(self, drain: Drain) -> None:
+        draining = asyncio.ensure_future(drain.run())
+        while not draining.done() and not self.force_exit:
+            await asyncio.wait([draining], timeout=LOOK_S)
+        self.force_exit = False  # what comes now takes no time to speak of, and leaves nothing for others to find out
+        draining.cancel()
+        [outcome] = await asyncio.gather(draining, return_exceptions=True)
+        if isinstance(outcome, Exception):  # a fault of ours, which must not keep the process from ending
+            logs.report(outcome)
+
+    def _cut(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 class OnlyServer(Server):
@@ -241,28 +290,53 @@ class OnlyServer(Server):
     tenths of a second, again and again.
     """
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and the end of the process where a task is left that would not stop: a responder is somebody
+        else's code."""
+        await super().serve(sockets)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        stuck = (await asyncio.wait(left, timeout=STUCK_S))[1] if left else left
+        if stuck:
+            logs.warning("tasks would not stop", count=len(stuck))
+            os._exit(0)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's."""
+        """As uvicorn's. Raises `SettingsError` where another process has begun to listen there first."""
         await super().startup(sockets)
+        if any(listener.fileno() < 0 for listener in sockets or ()):  # all that uvloop lets one know of it
+            await self.lifespan.shutdown()
+            raise SettingsError("can't listen: the address is in use already")
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         for listener in sockets or ():
-            print(f"realtime {__version__} on {_url(listener)}", file=sys.stderr, flush=True)
+            self.announce(listener)
+
+    def announce(self, listener: socket.socket) -> None:
+        """Say that it is up."""
+        say_where(listener)
 
 
 def run(app: ASGIApp, settings: Settings) -> None:
     """Serve `app` until the process is asked to stop. Raises `SettingsError` where it can't listen."""
+    make_server(app, settings, OnlyServer).run(sockets=[open_listener(settings)])
+
+
+def say_where(listener: socket.socket, note: str = "") -> None:
+    """The one line that tells an operator that the server is up."""
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"realtime {__version__} on {url}{note}", file=sys.stderr, flush=True)
+
+
+def open_listener(settings: Settings) -> socket.socket:
+    """As `listen`. Raises `SettingsError`."""
     try:
-        listener = listen(settings)
+        return listen(settings)
     except OSError as error:
         raise SettingsError(f"can't listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
-    make_server(app, settings, OnlyServer).run(sockets=[listener])
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -285,6 +359,7 @@ def listen(settings: Settings) -> socket.socket:
 
 def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -> Server:
     """A server that is ready to run on a socket of `listen`."""
+    drain: Drain | None = getattr(app.state, "drain", None) if isinstance(app, Starlette) else None
     options: dict[str, Any] = {
         "http": PunctualHttpProtocol,
         "ws": StallProofProtocol,
@@ -298,9 +373,8 @@ def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -
         "proxy_headers": False,
         "lifespan": "on",
         "backlog": BACKLOG,
-        "timeout_graceful_shutdown": max(1, round(settings.drain_s)),
+        "timeout_graceful_shutdown": GRACE_S if drain else max(1, round(settings.drain_s)),
     }
     server = kind(uvicorn.Config(app, **options))
-    if isinstance(app, Starlette):
-        server.say_goodbye = getattr(app.state, "say_goodbye", None)
+    server.drain = drain
     return server

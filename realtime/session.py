@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from realtime.control import CancelResponse
 from realtime.errors import ConflictError, InvalidRequest, NotFound
 from realtime.protocol import (
     MAX_FRAME_BYTES,
@@ -64,13 +65,8 @@ class ResponseState(Struct):
     done: bool = False
     stopping: bool = False
     """Its end was asked for; it may still run for a moment."""
-
-
-class CancelResponse(ChannelEvent, kw_only=True, frozen=True, tag="control.cancel_response"):
-    """On the control channel, which clients never see: whoever runs this response stops it, for `reason`."""
-
-    response_id: str
-    reason: str
+    instance: str | None = None
+    """Which instance runs it."""
 
 
 class Limits(Struct, frozen=True):
@@ -123,10 +119,12 @@ class SessionState:
                 self.timeline.append(item)
             case ItemTruncated(item=truncation):
                 self.heard[truncation.response_id] = truncation.heard_chars
-            case ResponseCreated(response=response, overrides=overrides):
-                self._add_response(response, overrides or Overrides())
-            case ResponseInProgress(response_id=response_id):
-                self.responses[response_id].running = True
+            case ResponseCreated(response=created, overrides=overrides):
+                self._add_response(created, overrides or Overrides())
+            case ResponseInProgress(response_id=response_id, instance=instance):
+                response = self.responses[response_id]
+                response.running = True
+                response.instance = instance
             case ResponseDone(response_id=response_id):
                 self.end(response_id)
             case SessionUpdated(session=session):
@@ -154,6 +152,15 @@ class SessionState:
         state = ResponseState(response.id, response.model, response.user, overrides, queued)
         self.responses[response.id] = self.unfinished[response.id] = state
         self.timeline.append(state)
+
+
+def settings_update(session: Session, overrides: Overrides, limits: Limits) -> Session:
+    """A session with other settings. Raises `InvalidRequest` for what is not allowed."""
+    limits.check(overrides.model, overrides.max_output_tokens)
+    updated = session.updated(overrides)
+    if len(msgspec.json.encode(updated)) > MAX_SESSION_BYTES:
+        raise InvalidRequest("too_large", "The settings are larger than settings may be.")
+    return updated
 
 
 def decide(
@@ -197,8 +204,7 @@ def truncated_response(command: Command) -> str | None:
 
 
 def _update(state: SessionState, command: SessionUpdate, limits: Limits, expires_at: str) -> Decision:
-    limits.check(command.session.model, command.session.max_output_tokens)
-    updated = replace(state.session.updated(command.session), expires_at=expires_at)
+    updated = replace(settings_update(state.session, command.session, limits), expires_at=expires_at)
     return Decision([SessionUpdated(session=updated, for_event_id=command.event_id)], [])
 
 
@@ -294,6 +300,5 @@ def _check_metadata(metadata: dict[str, Scalar]) -> None:
 
 def _check_sizes(decision: Decision) -> None:
     for event in decision.events:
-        most = MAX_SESSION_BYTES if isinstance(event, SessionUpdated) else MAX_FRAME_BYTES - FRAME_MARGIN_BYTES
-        if len(msgspec.json.encode(event)) > most:
+        if len(msgspec.json.encode(event)) > MAX_FRAME_BYTES - FRAME_MARGIN_BYTES:
             raise InvalidRequest("too_large", "The message makes an event larger than a frame may be.")

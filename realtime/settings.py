@@ -16,12 +16,19 @@ Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 GraceMs = Annotated[int, Meta(ge=0, le=3_600_000)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-NOT_HERE_YET = ("REALTIME_AUTH_", "REALTIME_REDIS_URL", "REALTIME_QUEUE_REDIS_URL")
+NOT_HERE_YET = ("REALTIME_AUTH_", "REALTIME_QUEUE_REDIS_URL")
 """Settings that this version can't honour and that would be dangerous to pass over in silence."""
+
+
+SECRETS = frozenset({"redis_url"})
+"""Settings whose values may hold a password, and are never shown."""
 
 
 class SettingsError(Exception):
     """A setting is wrong. The text is one line: the setting, its value, what is allowed."""
+
+
+REDIS_URL = r"^(rediss?://([^@/]*@)?(\[[0-9a-fA-F:.]+\]|[^:@/?\[\]]+)(:\d{1,5})?(/\d{0,4})?(\?.*)?)?\Z"
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +52,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most that a response may ask for, and the default."""
     thinking: Literal["off", "adaptive"] = "off"
     """Whether the model is asked to think; its reasoning is then streamed as `response.reasoning.delta`."""
+    redis_url: Annotated[str, Meta(pattern=REDIS_URL)] = ""
+    """Where sessions are kept: `redis://…` or `rediss://…`, a server or a node of a cluster; empty: in this process."""
     session_ttl_s: Seconds = 3600
     """How long a session is kept after its last use."""
     on_disconnect: Literal["cancel", "continue"] = "cancel"
@@ -66,7 +75,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     send_timeout_s: Seconds = 30
     """A reader that takes nothing for so long is closed with 4408."""
     lease_s: Seconds = 10
-    """How long after its last sign of life a viewer counts as lost."""
+    """How long after its last sign of life an instance counts as lost."""
     ping_interval_s: Seconds = 10
     """How often a WebSocket is pinged; one that does not answer for so long again is gone."""
     upstream_idle_timeout_s: Seconds = 60
@@ -119,13 +128,16 @@ def _convert(field: str, value: Any, hint: Any) -> Any:
     try:
         converted = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{variable(field)}={value!r} is not allowed: {_allowed(hint) or error}") from None
+        shown = "…" if field in SECRETS else repr(value)
+        raise SettingsError(f"{variable(field)}={shown} is not allowed: {_allowed(hint) or error}") from None
     if isinstance(converted, float) and not 0 < converted < 1e9:
         raise SettingsError(f"{variable(field)}={value!r} is not allowed: expected seconds above 0 and below 1e9")
     return converted
 
 
 def _allowed(hint: Any) -> str:
-    """The choices of a setting that has some."""
+    """What a setting may be, where that can be said better than by its type."""
+    if hint == get_type_hints(Settings, include_extras=True)["redis_url"]:
+        return "expected redis://HOST:PORT/DATABASE or rediss://…"
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     return f"expected one of {', '.join(choices)}" if choices else ""

@@ -10,10 +10,10 @@ from typing import Any, assert_never
 from msgspec import Struct, field
 
 from realtime.conversation import estimate_tokens, fit, messages
-from realtime.errors import ConflictError, RealtimeError, ServerError
-from realtime.hub import LiveSession
+from realtime.errors import ConflictError, RealtimeError, ServerError, StoreError
 from realtime.journal import Journal, Tail
-from realtime.log import Deltas
+from realtime.live import RETRY_S, LiveSession
+from realtime.log import Deltas, length
 from realtime.pace import Breath, Pace
 from realtime.protocol import (
     MAX_FRAME_CHARS,
@@ -29,6 +29,7 @@ from realtime.responders.base import Finish, Reasoning, Request, Responder, Text
 from realtime.session import ResponseState
 from realtime.store.base import PositionConflict, Write
 from realtime.usage import Meter, status_of
+from realtime.view import View
 
 STOP_TIMEOUT_S = 1.0
 """How long a responder that is stopped may take before its response is ended without it."""
@@ -51,6 +52,7 @@ class End(Struct, frozen=True, kw_only=True):
 class Turns(Struct, frozen=True):
     """What turns need and share. `report` takes the errors that are not ours, for the log."""
 
+    instance: str
     responder: Responder
     journal: Journal
     pace: Pace
@@ -87,7 +89,7 @@ class Turn:
         self._live = live
         self._response = response
         self._turns = turns
-        self._view = live.views[response.id]
+        self._view = live.views.get(response.id) or View()
         self._tail = Tail(live.id, response.id, self._view, lost=self._lose)
         self._text = OutputTextDelta(response_id=response.id, delta="")
         self._reasoning = ReasoningDelta(response_id=response.id, delta="")
@@ -99,21 +101,80 @@ class Turn:
     async def run(self) -> None:
         """Claim the response, answer it, end it. Returns when the store has the end, or has refused it."""
         try:
-            end = await self._until_end()
-            if not (self._response.queued or self._response.running):
-                with suppress(ConflictError):  # a full session takes the end alone
-                    await self._claim()  # it was created as one that runs: its end is not its only event
-            await self._turns.journal.finish(self._tail, self._done(end))
+            await self._begin()
+            if not self._response.done:
+                await self._put_end(await self._until_end())
         except PositionConflict:
-            return  # somebody else has claimed or ended it: it is theirs now
+            pass  # somebody else has claimed or ended it: it is theirs now
         except RealtimeError as error:
             if error.code != "session_not_found":
                 self._turns.report(error)
+        if not self._response.done:
+            self._live.doubt()  # whoever has ended it, or will, this was not told yet
+
+    async def bury(self, error: RealtimeError) -> None:
+        """End, because of `error`, a response that nobody runs any more, as far as the store has it.
+
+        Raises `PositionConflict` if somebody does.
+        """
+        self._meter = Meter(0)
+        with suppress(RealtimeError):  # an estimate of what its input was is better than none
+            await self._request()
+        entries = await self._live.stored(self._response.id)
+        for entry in entries:
+            if isinstance(entry, Deltas):
+                said = self._meter.said if isinstance(entry.template, OutputTextDelta) else self._meter.thought
+                said("".join(entry.texts))
+        write = Write(self._response.id, [self._done(End.failed(error))], expect=sum(map(length, entries)))
+        await self._live.store.append(self._live.id, [write])
 
     def stop(self, end: End) -> None:
         """End the response with `end`, unless it is ending already. The model call is closed at once."""
         if self._decide(end) and self._answering is not None:
             self._answering.cancel()
+
+    def lose(self) -> None:
+        """Somebody else has ended the response: stop. Whatever its end would have been, nobody is told."""
+        self._lose(PositionConflict())
+
+    async def _begin(self) -> None:
+        """Claim the response. What was stopped while it waited, or has no room in its session, is not claimed: its end
+        is its only event.
+        """
+        if self._end is None or not self._response.queued:
+            try:
+                await self._open(ResponseInProgress(response_id=self._response.id, instance=self._turns.instance))
+                return
+            except ConflictError as error:  # the session is full: it takes the end alone
+                self._decide(End.failed(error))
+        assert self._end is not None
+        await self._open(self._done(self._end))
+
+    async def _open(self, first: ResponseInProgress | ResponseDone) -> None:
+        """Append the channel's first event, unless somebody has. Raises `PositionConflict` where another instance runs
+        it."""
+        while not (self._response.running or self._response.done):
+            try:
+                await self._live.store.append(self._live.id, [Write(self._response.id, [first], expect=0)])
+            except StoreError:
+                await asyncio.sleep(RETRY_S)
+            except PositionConflict:
+                await self._look()
+        if self._response.running and self._response.instance != self._turns.instance:
+            raise PositionConflict
+
+    async def _look(self) -> None:
+        """See who was first: it may have been this instance, by a call that was not answered."""
+        try:
+            await self._live.refresh()
+        except StoreError:
+            await asyncio.sleep(RETRY_S)
+
+    async def _put_end(self, end: End) -> None:
+        try:
+            await self._turns.journal.finish(self._tail, self._done(end))
+        except StoreError as error:  # a part of what it would follow is lost, and it must not be taken for whole
+            await self.bury(error)
 
     async def _until_end(self) -> End:
         """Answer until the answer, an error or `stop` ends it."""
@@ -152,16 +213,13 @@ class Turn:
         match error := self._answering.exception():
             case RealtimeError():
                 return End.failed(error)
-            case PositionConflict():
-                raise error
             case _:  # the responder is somebody else's code: whatever it raises ends this turn only
                 assert error is not None, "an answer that ended by itself has decided its end"
                 self._turns.report(error)
                 return End.failed(ServerError("responder_failed", "The responder failed."))
 
     async def _answer(self) -> None:
-        await self._claim()
-        request = await self._request()
+        request = await self._request_at_last()
         if self._is_decided():
             return
         breath = Breath(self._turns.pace)
@@ -176,10 +234,6 @@ class Turn:
                     answer.progress()
                 await breath.take()
             self._finish(Finish("end_turn"))
-
-    async def _claim(self) -> None:
-        claim = ResponseInProgress(response_id=self._response.id)
-        await self._live.store.append(self._live.id, [Write(self._response.id, [claim], expect=0)])
 
     def _is_decided(self) -> bool:
         return self._end is not None
@@ -213,6 +267,14 @@ class Turn:
             self._turns.journal.mark(self._tail)
             self._live.wake()
         return bool(text)
+
+    async def _request_at_last(self) -> Request:
+        """The request; a store that does not tell the conversation is asked again until it does."""
+        while True:
+            try:
+                return await self._request()
+            except StoreError:
+                await asyncio.sleep(RETRY_S)
 
     async def _request(self) -> Request:
         settings = self._live.state.settings_of(self._response)

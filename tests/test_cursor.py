@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from realtime.control import CancelResponse
 from realtime.cursor import Cursor, Start, find_start
 from realtime.errors import NotFound
-from realtime.hub import LiveSession
+from realtime.live import LiveSession
+from realtime.log import Entry
 from realtime.protocol import (
     CONTROL_CHANNEL,
     SESSION_CHANNEL,
@@ -19,10 +23,11 @@ from realtime.protocol import (
     OutputTextDelta,
     Overrides,
 )
-from realtime.session import CancelResponse
-from realtime.store.base import Head, Listener, Notice, Write
+from realtime.store.base import Head, Snapshot, Write
 from realtime.store.memory import MemoryStore
 from tests.contract import begun, closed, created, done, item, participant, session, spoken
+from tests.support.ears import Ears
+from tests.support.stores import Late, Slow
 
 SESSION = "sess_1"
 
@@ -32,10 +37,13 @@ class World:
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
-        self.live = LiveSession(SESSION, store, changed=lambda _: None, cancel=lambda *_: None)
+        self.ears = Ears()
+        self.live = LiveSession(SESSION, store, self.ears)
 
-    async def append(self, channel: str, *entries: object) -> None:
-        await self.store.append(SESSION, [Write(channel, entries)])  # type: ignore[arg-type]
+    async def append(self, channel: str, *entries: Entry) -> None:
+        """What another instance does, which is read where there is something to follow."""
+        await self.store.append(SESSION, [Write(channel, entries)])
+        await self.ears.settled()
 
     def say(self, text: str, name: str = "r") -> None:
         """Show a delta that is not stored yet."""
@@ -54,6 +62,14 @@ async def world() -> AsyncIterator[World]:
     await world.live.open()
     yield world
     world.live.close()
+    await world.ears.settled()
+
+
+async def next_of(cursor: Cursor) -> ChannelEvent:
+    """The next event that a cursor has to send."""
+    event = await cursor.next(0.0)
+    assert event is not None
+    return event
 
 
 async def all_of(cursor: Cursor, now: float = 0.0) -> list[ChannelEvent]:
@@ -131,6 +147,15 @@ async def test_what_stays_in_the_log_is_not_sent(world: World) -> None:
     await world.append(SESSION_CHANNEL, created("r", Overrides(instructions="secret")))
     [event] = await all_of(await world.cursor())
     assert event == replace(created("r"), seq=1, replay=True)
+
+
+async def test_which_instance_runs_a_response_is_not_sent(world: World) -> None:
+    """Neither replayed nor live."""
+    cursor = await world.cursor()
+    await world.append(SESSION_CHANNEL, created("r"))
+    await world.append("r", begun("r", "inst_2"))
+    assert (await all_of(cursor))[1] == replace(begun("r"), seq=1)
+    assert (await all_of(await world.cursor()))[1] == replace(begun("r"), seq=1, replay=True)
 
 
 async def test_a_reader_behind_the_window_reads_the_store(world: World) -> None:
@@ -257,6 +282,33 @@ async def test_a_reader_at_or_beyond_an_end_is_reset(world: World, position: int
     assert brief(await all_of(cursor)) == ["<!q 0-1 ResponseInProgress", "<q 1-4 abc", "<q 4-5 ResponseDone"]
 
 
+async def test_until_it_is_reset_a_reader_stands_where_it_says(world: World) -> None:
+    """It may leave before it was told to forget a channel, and come back: then it has to be told."""
+    await resumable(world)
+    cursor = await world.cursor({SESSION_CHANNEL: 2, "q": 99})
+    assert brief([await next_of(cursor)]) == ["<s 2-3 ResponseCreated"]
+    assert cursor.positions["q"] == 99
+    assert brief([await next_of(cursor)]) == ["<!q 0-1 ResponseInProgress"]
+    assert cursor.positions["q"] == 1
+
+
+async def test_a_response_that_is_stopped_while_a_reader_comes_is_told(world: World, monkeypatch: Any) -> None:
+    """The store's answer does not know its channel yet, and here it has ended already: the reader hears of that."""
+    await resumable(world)
+    await world.append(SESSION_CHANNEL, created("late"))
+    load = world.store.load
+
+    async def old(session_id: str) -> Snapshot:
+        monkeypatch.undo()
+        snapshot = await load(session_id)
+        await world.append("late", done("late"))
+        return snapshot
+
+    monkeypatch.setattr(world.store, "load", old)
+    cursor = await world.cursor({SESSION_CHANNEL: 4, "r": 4, "late": 0})
+    assert brief(await all_of(cursor)) == ["<late 0-1 ResponseDone"]
+
+
 async def test_a_reader_ahead_of_a_running_channel_waits(world: World) -> None:
     """The owner will store what this reader has seen: it is not reset, and goes on from there."""
     await resumable(world)
@@ -300,47 +352,57 @@ def test_a_start_has_the_session_first() -> None:
 # --- another instance, which hears late ----------------------------------------------------------------------------
 
 
-class Deaf(MemoryStore):
-    """Another instance's way to the same sessions: it hears of nothing until `deliver`."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        super().__init__(clock=store._clock)
-        self._sessions = store._sessions
-        self._late: list[tuple[Listener, Notice]] = []
-
-    def watch(self, session_id: str, listener: Listener) -> Callable[[], None]:
-        return super().watch(session_id, lambda notice: self._late.append((listener, notice)))
-
-    def deliver(self) -> None:
-        late, self._late = self._late, []
-        for listener, notice in late:
-            listener(notice)
-
-
-async def test_a_reader_ahead_of_an_instance_is_not_refused(world: World) -> None:
-    """What the store has, another instance told; this one will hear of it."""
-    late = World(Deaf(world.store))
+@pytest.fixture
+async def late(world: World) -> AsyncIterator[World]:
+    """The same session on another instance, which hears of nothing until its store delivers it."""
+    late = World(Late(world.store))
+    late.ears.instance = "inst_2"
     await late.live.open()
+    yield late
+    late.live.close()
+    await late.ears.settled()
+
+
+def deliver(late: World) -> None:
+    assert isinstance(late.store, Late)
+    late.store.deliver()
+
+
+async def test_a_reader_ahead_of_an_instance_is_not_refused(world: World, late: World) -> None:
+    """What the store has, another instance told; this one will hear of it."""
     await world.append(SESSION_CHANNEL, item("hi"))
     cursor = await late.cursor({SESSION_CHANNEL: 1})
     await world.append(SESSION_CHANNEL, item("b", "item_b"))
-    assert isinstance(late.store, Deaf)
-    late.store.deliver()
+    deliver(late)
     assert [(event.seq, type(event).__name__) for event in await all_of(cursor)] == [(2, "ItemCreated")]
-    late.live.close()
 
 
-async def test_a_queued_response_that_an_instance_has_not_heard_of_is_not_lost(world: World) -> None:
+async def test_a_queued_response_that_an_instance_has_not_heard_of_is_not_lost(world: World, late: World) -> None:
     """A reader that saw it created elsewhere, and names it at 0, is sent it."""
-    late = World(Deaf(world.store))
-    await late.live.open()
     await world.append(SESSION_CHANNEL, created("r"))
     cursor = await late.cursor({SESSION_CHANNEL: 1, "r": 0})
     await world.append("r", begun("r"))
-    assert isinstance(late.store, Deaf)
-    late.store.deliver()
+    deliver(late)
     assert [event.seq for event in await all_of(cursor)] == [1]
-    late.live.close()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_reader_ahead_of_an_end_is_reset_whenever_that_comes(world: World, turns: int) -> None:
+    """While it is read where it begins: what it named was shown by an owner that was ended elsewhere."""
+    await resumable(world)
+    slow = World(Slow(world.store))
+    await slow.live.open()
+    await slow.ears.settled()
+    beginning = asyncio.create_task(slow.cursor({SESSION_CHANNEL: 3, "r": 9}))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await world.append("r", done("r"))
+    cursor = await beginning
+    await slow.ears.settled()
+    found = brief(await all_of(cursor))
+    assert [line.strip("<!") for line in found] == ["r 0-1 ResponseInProgress", "r 1-4 xyz", "r 4-5 ResponseDone"]
+    assert "!" in found[0]
+    slow.live.close()
 
 
 # --- the interval --------------------------------------------------------------------------------------------------

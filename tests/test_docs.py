@@ -20,7 +20,25 @@ from packaging.utils import canonicalize_name
 from starlette.routing import Route
 
 import realtime
-from realtime import chat, connection, errors, http, inbox, log, oneshot, opening, protocol, server, session, settings
+from realtime import (
+    chat,
+    connection,
+    errors,
+    feed,
+    http,
+    inbox,
+    log,
+    oneshot,
+    opening,
+    protocol,
+    server,
+    session,
+    sessions,
+    settings,
+    snapshot,
+    sse,
+    viewers,
+)
 from realtime.app import create_app
 from realtime.cli import main
 from realtime.responders.demo import demo
@@ -94,13 +112,16 @@ OBJECTS: dict[str, type[Struct]] = {
     "Usage": protocol.Usage,
     "Error body": protocol.ErrorBody,
     "Failure": protocol.Failure,
+    "Accepted": sessions.Accepted,
+    "Session state": snapshot.SessionSnapshot,
+    "Response state": snapshot.ResponseSnapshot,
     "One-shot": oneshot.OneShot,
     "Message": oneshot.OneShotMessage,
     "Completion": oneshot.Completion,
     "Done": oneshot._Done,
 }
 NAMES = {kind: name.lower() for name, kind in OBJECTS.items()}
-IN_THE_LOG_ONLY = {"overrides"}
+IN_THE_LOG_ONLY = {"overrides", "instance"}
 """Fields of `response.created` that are not sent."""
 
 
@@ -135,7 +156,7 @@ def described(hint: Any) -> str:
     if origin in {Union, types.UnionType}:
         *first, last = [described(argument) for argument in arguments]
         return f"{', '.join(first)} or {last}"
-    words = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+    words = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "anything"}
     return NAMES[hint] if hint in NAMES else words[hint]
 
 
@@ -243,7 +264,7 @@ def test_subprotocols_agree() -> None:
 
 def test_query_parameters_agree() -> None:
     """The parameters that an upgrade reads are those of the page."""
-    tree = ast.parse(inspect.getsource(opening.read_opening))
+    tree = ast.parse(inspect.getsource(opening))
     read = {
         node.args[0].value
         for node in ast.walk(tree)
@@ -296,7 +317,8 @@ def test_error_codes_agree() -> None:
     """Every code that some line of the package makes an error with is in the table, with its type; and no other."""
     found = {pair for file in PACKAGE.rglob("*.py") for pair in raised_in(file.read_text())}
     rows = table(PROTOCOL, "Errors", "code")
-    assert sorted((code, plain(row["type"])) for code, row in rows.items()) == sorted(found)
+    told = [(code, kind) for code, row in rows.items() for kind in plain(row["type"]).split(", ")]
+    assert sorted(told) == sorted(found)
     assert list(rows) == sorted(rows), "the table is in the order of the alphabet"
 
 
@@ -340,6 +362,20 @@ def test_endpoints_agree() -> None:
     assert set(table(PROTOCOL, "HTTP endpoints", "endpoint")) == served
 
 
+def test_the_event_stream_agrees() -> None:
+    """Its lines are those of an event, and its times those of the code."""
+    going = protocol.SessionGoingAway(reason="shutdown", time_left_ms=1, reconnect_after_ms=2)
+    event = sse.encode_event(going, {"session": 1}).decode().rstrip("\n")
+    assert set(table(PROTOCOL, "Event stream", "line")) == {f"{line.partition(':')[0]}:" for line in event.split("\n")}
+    page = section(PROTOCOL, "Event stream")
+    assert f"on the first event {sse.RETRY_MS};" in page
+    assert f"every {sse.COMMENT_S:.0f} s" in page
+    floors = re.search(r"Three floors.*?\n\n", PROTOCOL, re.DOTALL)
+    assert floors
+    told = [int(seconds) for seconds in re.findall(r"(\d+) s\b", floors[0])]
+    assert told == [viewers.SERVER_ENDED_FLOOR_S, sse.LOST_FLOOR_S, viewers.UNSEEN_FLOOR_S]
+
+
 def test_limits_agree() -> None:
     """The figures of the page are the constants and defaults of the code."""
     defaults = settings.Settings()
@@ -351,12 +387,12 @@ def test_limits_agree() -> None:
         "commands of one connection that wait": inbox.MAX_WAITING,
         "unfinished responses of a session": protocol.MAX_UNFINISHED_CHANNELS,
         "a session's settings": session.MAX_SESSION_BYTES,
-        "participants that a first frame names": connection.MAX_TOLD_PARTICIPANTS,
+        "participants that a first frame names": feed.MAX_TOLD_PARTICIPANTS,
         "a session's logs": defaults.max_session_bytes,
         "remembered event_ids of a session": memory.KEPT_COMMANDS,
         "connections of an instance": defaults.max_connections,
         "a one-shot body": defaults.max_body_bytes,
-        "the time for a one-shot body": int(http.BODY_TIMEOUT_S),
+        "the time for a body": int(http.BODY_TIMEOUT_S),
     }
     rows = table(PROTOCOL, "Limits", "what")
     figures = {name: row["limit"].split()[0] for name, row in rows.items() if name != "numbers in metadata"}
@@ -525,7 +561,8 @@ def test_the_commands_are_documented() -> None:
     rows = table(OPERATIONS, "Commands", "command")
     assert {name for name in rows if name.startswith("realtime ")} == {f"realtime {name}" for name in main.commands}
     for command in main.commands.values():
-        for option in [option for parameter in command.params for option in parameter.opts]:
+        shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+        for option in [option for parameter in shown for option in parameter.opts]:
             assert f"`{option}`" in OPERATIONS, option
 
 

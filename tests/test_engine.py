@@ -13,14 +13,16 @@ import msgspec
 import pytest
 
 from realtime import app, pace
+from realtime import engine as engine_module
 from realtime.cursor import Cursor, find_start
 from realtime.doorbell import Doorbell
 from realtime.engine import Engine
-from realtime.errors import ConflictError, NotFound
-from realtime.hub import LiveSession
+from realtime.errors import ConflictError, NotFound, ServerError, StoreError, Unavailable
+from realtime.live import LiveSession
 from realtime.log import Deltas
 from realtime.observe import logs
 from realtime.protocol import (
+    SESSION_CHANNEL,
     ItemCreate,
     NewItem,
     Overrides,
@@ -36,11 +38,13 @@ from realtime.protocol import (
 )
 from realtime.responders.base import Request, Responder, ResponderEvent
 from realtime.settings import Settings
-from realtime.store.base import CommandRecord, Write
+from realtime.store.base import CommandRecord, Viewer, Write
 from realtime.store.memory import MemoryStore
 from realtime.viewers import SERVER_ENDED_FLOOR_S, UNSEEN_FLOOR_S
+from tests.contract import begun, created, done
 from tests.support.client import Event, Transcript
 from tests.support.clock import advancing_clock
+from tests.support.stores import Faulty, unavailable
 
 PATIENCE_S = 3.0
 
@@ -136,9 +140,9 @@ class Tab:
         """Ask for a response's end."""
         await self.send(ResponseCancel(response_id=response_id, event_id=event_id))
 
-    async def until(self, kind: str, **fields: Any) -> Event:
+    async def until(self, kind: str, *, patience_s: float | None = PATIENCE_S, **fields: Any) -> Event:
         """Look on until an event of that type with those top-level fields; returns it."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             while True:
                 event = await self._next()
                 if event["type"] == kind and all(event.get(name) == value for name, value in fields.items()):
@@ -231,8 +235,8 @@ async def test_an_interrupting_response_starts_after_the_ends_of_the_others() ->
             running = await tab.respond()
             await tab.until("response.output_text.delta")
             waiting = await tab.respond(multitask_strategy="enqueue")
-            responder.gate.set()
             interrupting = await tab.respond(multitask_strategy="interrupt", event_id="evt_i")
+            responder.gate.set()
             await tab.done(interrupting)
         for response_id in running, waiting:
             end = tab.transcript.done[response_id]
@@ -530,7 +534,7 @@ async def test_the_beat_keeps_viewers_and_sessions_in_use_alive() -> None:
     now = [0.0]
     store = MemoryStore(clock=lambda: now[0], session_ttl_s=20)
     responder = Gated()
-    async with running_engine(responder, store=store, lease_s=10.0) as engine:
+    async with running_engine(responder, store=store, lease_s=10.0, session_ttl_s=20) as engine:
         with advancing_clock() as advance:
             async with opened(engine) as tab:
                 response_id = await tab.respond()
@@ -573,3 +577,249 @@ async def test_a_grace_that_ends_with_the_claim_ends_the_response() -> None:
             _, [end] = await stored(engine, session_id, "late")
             assert (end.status, end.stop_reason) == ("cancelled", "disconnected")
             assert responder.asked == []
+
+
+# --- a store that does not answer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["after", "untold"])
+@pytest.mark.parametrize("is_sent_again", [True, False])
+async def test_a_command_without_an_answer_may_have_been_carried_out(fault: str, is_sent_again: bool) -> None:
+    """Who sent it is told that it failed, and may send it again: it was made once, and it runs."""
+    responder = Gated()
+    responder.gate.set()
+    store = Faulty()
+    async with running_engine(responder, store=store) as engine:
+        with advancing_clock() as advance:
+            async with opened(engine) as tab:
+                command = ResponseCreate(response_id="r", input="go", event_id="evt_1")
+                store.faults = [fault]
+                with pytest.raises(StoreError):
+                    await tab.send(command)
+                await turns_of_the_loop()
+                if is_sent_again:
+                    outcome = await engine.execute(tab.live, command, "ann")
+                    assert (outcome.duplicate, outcome.made.response_id) == (True, "r")
+                for _ in range(3):
+                    advance(1.0)
+                    await turns_of_the_loop()
+                assert (await tab.done("r"))["status"] == "completed"
+            await engine.settled()
+        assert len(responder.asked) == 1
+
+
+async def test_a_command_that_lands_late_is_found_when_it_is_sent_again() -> None:
+    """The store had it in its queue when it failed, and tells nobody of it here."""
+    responder = Gated()
+    responder.gate.set()
+    store = Faulty()
+    async with running_engine(responder, store=store) as engine:
+        with advancing_clock() as advance:
+            async with opened(engine) as tab:
+                command = ResponseCreate(response_id="r", input="go", event_id="evt_1")
+                store.faults = ["late"]
+                with pytest.raises(StoreError):
+                    await tab.send(command)
+                await turns_of_the_loop()
+                with mock.patch.object(store, "_listeners", {}):
+                    await store.land()
+                assert "r" not in tab.live.state.responses
+                assert (await engine.execute(tab.live, command, "ann")).duplicate
+                for _ in range(3):
+                    advance(1.0)
+                    await turns_of_the_loop()
+                assert (await tab.done("r"))["status"] == "completed"
+            await engine.settled()
+
+
+async def test_a_command_that_was_not_carried_out_may_be_sent_again() -> None:
+    """It failed before it had an effect."""
+    responder = Gated()
+    responder.gate.set()
+    store = Faulty()
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            command = ResponseCreate(response_id="r", input="go", event_id="evt_1")
+            store.faults = ["before"]
+            with pytest.raises(StoreError):
+                await tab.send(command)
+            assert not (await engine.execute(tab.live, command, "ann")).duplicate
+            assert (await tab.done("r"))["status"] == "completed"
+        await engine.settled()
+
+
+class HangingStore(MemoryStore):
+    """A store whose joins and appends take until `gate` is opened, and have their effect then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def join(self, session_id: str, viewer: Viewer) -> None:
+        await self.gate.wait()
+        await super().join(session_id, viewer)
+
+    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+        await self.gate.wait()
+        await super().append(session_id, writes, command)
+
+
+async def test_a_viewer_that_leaves_while_it_comes_is_gone() -> None:
+    """The store hears of the leave after the join, however long that takes: it counts nobody who isn't there."""
+    store = HangingStore()
+    async with running_engine(Gated(), store=store) as engine:
+        async with opened(engine) as tab:
+            store.gate.clear()
+
+            async def come() -> None:
+                async with opened(engine, tab.live.id):
+                    raise AssertionError("the store never answered")
+
+            coming = asyncio.create_task(come())
+            await turns_of_the_loop()
+            coming.cancel()
+            await asyncio.wait([coming])
+            await turns_of_the_loop()
+            store.gate.set()
+            await turns_of_the_loop()
+            assert await store.viewers(tab.live.id) == [Viewer(tab.participant, engine.instance)]
+        await engine.settled()
+
+
+class LateJoins(Faulty):
+    """A store that fails joins, and carries them out a second later."""
+
+    late = False
+
+    async def join(self, session_id: str, viewer: Viewer) -> None:
+        if not self.late:
+            await super().join(session_id, viewer)
+            return
+        self.landing = asyncio.create_task(self._land(session_id, viewer))
+        raise unavailable()
+
+    async def _land(self, session_id: str, viewer: Viewer) -> None:
+        await asyncio.sleep(1)
+        await super().join(session_id, viewer)
+
+
+async def test_a_join_that_lands_after_the_leave_counts_nobody() -> None:
+    """The viewer was refused, because the store did not answer in time."""
+    store = LateJoins()
+    async with running_engine(Gated(), store=store) as engine:
+        with advancing_clock() as advance:
+            async with opened(engine) as tab:
+                store.late = True
+                with pytest.raises(StoreError):
+                    async with opened(engine, tab.live.id):
+                        raise AssertionError("the store failed")
+                await turns_of_the_loop()
+                advance(1.1)
+                await turns_of_the_loop()
+                assert store.landing.done()
+                for _ in range(6):
+                    advance(1.0)
+                    await turns_of_the_loop()
+                assert await store.viewers(tab.live.id) == [Viewer(tab.participant, engine.instance)]
+            await engine.settled()
+
+
+async def test_a_command_is_carried_out_although_who_sent_it_is_gone() -> None:
+    """And what it has made is started."""
+    store, responder = HangingStore(), Gated()
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            store.gate.clear()
+            sending = asyncio.create_task(tab.respond(response_id="r"))
+            await turns_of_the_loop()
+            sending.cancel()
+            await asyncio.wait([sending])
+            store.gate.set()
+            responder.gate.set()
+            assert (await tab.done("r"))["status"] == "completed"
+        await engine.settled()
+
+
+async def test_leaving_the_engine_leaves_no_command_behind() -> None:
+    """One that the store never answers is given up after a while."""
+    store = HangingStore()
+    with mock.patch.object(engine_module, "STOP_TIMEOUT_S", 0.05):
+        async with running_engine(Gated(), store=store) as engine:
+            tab = Tab(engine)
+            async with engine.hub.use(await engine.create("ann")) as tab.live:
+                store.gate.clear()
+                sending = asyncio.create_task(tab.respond())
+                await turns_of_the_loop()
+                sending.cancel()
+                await asyncio.wait([sending])
+
+
+async def test_a_fault_in_the_background_ends_nothing_else() -> None:
+    """It is reported, and the engine goes on."""
+
+    async def fault() -> None:
+        raise KeyError("ours")
+
+    responder = Gated()
+    async with running_engine(responder) as engine:
+        engine.spawn(fault())
+        await turns_of_the_loop()
+        assert [type(error) for error in engine.reports] == [KeyError]
+        engine.reports.clear()
+        async with opened(engine) as tab:
+            await tab.respond()
+            responder.gate.set()
+            await tab.until("response.done")
+
+
+async def test_a_session_stays_open_while_a_response_is_unfinished() -> None:
+    """Whoever runs it may be lost, and somebody has to notice, though nobody looks from here."""
+    async with running_engine(Gated()) as engine:
+        session_id = await engine.create("ann")
+        async with engine.hub.use(session_id):
+            await engine.store.append(session_id, [Write(SESSION_CHANNEL, [created("r")])])
+            await engine.store.append(session_id, [Write("r", [begun("r", "elsewhere")])])
+        assert [live.id for live in engine.hub.sessions()] == [session_id]
+        await engine.store.append(session_id, [Write("r", [done("r")])])
+        await engine.settled()
+
+
+async def test_ending_all_turns_stores_their_ends() -> None:
+    """Those that run, and no other one is started then."""
+    responder = Gated()
+    async with running_engine(responder) as engine:
+        async with opened(engine) as tab:
+            running = await tab.respond()
+            await tab.until("response.output_text.delta")
+            await tab.respond(multitask_strategy="enqueue")
+            engine.draining = True
+            finishing = asyncio.create_task(engine.finish_turns())
+            await turns_of_the_loop()
+            assert not finishing.done()
+            await engine.end_turns(ServerError("instance_shutdown", "Bye."))
+            await finishing
+            text, [end] = await stored(engine, tab.live.id, running)
+            assert (text, end.status, end.error and end.error.code) == ("one ", "failed", "instance_shutdown")
+            assert len(responder.asked) == 1
+            with pytest.raises(Unavailable):
+                await tab.respond()
+            await tab.send(SessionUpdate(session=Overrides(instructions="x")))
+            engine.draining = False
+            await tab.send(SessionClose())
+        await engine.settled()
+
+
+async def test_ends_that_can_t_be_stored_hold_up_nobody_for_long() -> None:
+    """An instance has to go at some time."""
+    responder = Gated()
+    store = Faulty()
+    with mock.patch.object(engine_module, "STOP_TIMEOUT_S", 0.05), mock.patch.object(engine_module, "MAX_END_S", 0.05):
+        async with running_engine(responder, store=store) as engine:
+            async with opened(engine) as tab:
+                await tab.respond(on_disconnect="continue")
+                await tab.until("response.output_text.delta")
+                store.is_down = True
+                async with asyncio.timeout(PATIENCE_S):
+                    await engine.end_turns(ServerError("instance_shutdown", "Bye."))
+        assert responder.closed == 1

@@ -15,16 +15,20 @@ import realtime
 LAYERS = (
     # From low to high: a module may import from its own layer and from lower ones. What is not named
     # here is held to the absence of cycles only. A name stands for what is inside it too.
-    ("protocol", "errors", "settings", "log", "idle", "doorbell", "pace"),
+    ("protocol", "errors", "settings", "control", "log", "idle", "doorbell", "pace"),
     ("store", "observe"),
-    ("session", "conversation", "viewers", "decoding", "opening"),
-    ("hub", "cursor", "responders", "usage"),
-    ("journal", "turn"),
+    ("session", "conversation", "view", "viewers", "decoding", "opening"),
+    ("live", "hub", "cursor", "responders", "usage"),
+    ("journal", "turn", "snapshot"),
     ("engine",),
-    ("connection", "asides", "inbox"),
-    ("websocket", "oneshot", "http", "origins"),
+    ("asides", "inbox", "feed", "upkeep"),
+    ("connection", "sse", "http", "origins"),
+    ("connections",),
+    ("websocket", "oneshot", "sessions"),
+    ("drain",),
     ("app",),
     ("server", "chat"),
+    ("workers",),
     ("cli",),
 )
 

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.errors import InvalidRequest
-from realtime.log import MAX_SINGLES, RUN_LENGTH, ChannelLog, Deltas, Entry, format_positions, length, parse_positions
+from realtime.log import (
+    MAX_SINGLES,
+    RUN_LENGTH,
+    ChannelLog,
+    Deltas,
+    Entry,
+    entries_from,
+    format_positions,
+    length,
+    parse_positions,
+)
 from realtime.protocol import (
     JSON,
     MAX_FRAME_BYTES,
@@ -227,6 +237,13 @@ def test_entries_stop_after_enough_events() -> None:
     """Events that are not deltas count against the limit as well."""
     log = log_of(*[begun("r")] * (3 * MAX_SINGLES))
     assert len(log.entries(0, MAX_FRAME_CHARS)) == MAX_SINGLES
+
+
+@pytest.mark.parametrize("skip", range(8))
+def test_entries_may_begin_anywhere(skip: int) -> None:
+    """Also in the middle of a run, and past the end."""
+    entries: list[Entry] = [begun("r"), spoken("r", "a", "b", "c"), spoken("r", "d"), done("r")]
+    assert flat(entries_from(entries, skip)) == flat(entries)[skip:]
 
 
 def test_length_counts_positions() -> None:

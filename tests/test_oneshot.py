@@ -11,9 +11,11 @@ from typing import Any, TypeAlias, cast
 from unittest import mock
 
 import httpx
+import msgspec
 import pytest
 from starlette.types import Message as AsgiMessage
 
+from realtime.errors import ServerError
 from realtime.journal import Journal
 from realtime.oneshot import OneShots
 from realtime.pace import Pace
@@ -451,6 +453,7 @@ class Asgi:
     """The server's side of one request; `taken` are the bodies that the client took, for as long as it had `room`."""
 
     def __init__(self, *body: AsgiMessage) -> None:
+        self.start: AsgiMessage = {}
         self.room = 100
         self.taken: list[bytes] = []
         self.offered = asyncio.Event()
@@ -463,6 +466,8 @@ class Asgi:
         return cast(AsgiMessage, await asyncio.get_running_loop().create_future())
 
     async def send(self, message: AsgiMessage) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
         if message["type"] == "http.response.body":
             self.offered.set()
             while len(self.taken) >= self.room:
@@ -473,6 +478,7 @@ class Asgi:
 def one_shots(responder: Responder, *, idle_timeout_s: float = 60, send_timeout_s: float = 30) -> OneShots:
     """The endpoints over a responder."""
     shared = Turns(
+        instance="inst_1",
         responder=responder,
         journal=Journal(MemoryStore(session_ttl_s=60, max_session_bytes=1000), interval_s=1),
         pace=Pace(),
@@ -532,3 +538,150 @@ async def test_client_that_leaves_within_its_body_starts_nothing(endpoint: str) 
     client = Asgi({**PROMPT, "more_body": True}, {"type": "http.disconnect"}, {"type": "http.disconnect"})
     await getattr(one_shots(note), endpoint)({}, client.receive, client.send)
     assert called == []
+
+
+# --- an instance that shuts down -----------------------------------------------------------------------------------
+
+SHUTDOWN = ServerError("instance_shutdown", "The instance was shut down.")
+FAILURE = {"type": "server_error", "code": "instance_shutdown", "message": "The instance was shut down."}
+
+
+class Halfway:
+    """A responder that says one word and waits; `closed` is set once it was let go."""
+
+    def __init__(self) -> None:
+        self.said = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    async def __call__(self, request: Request) -> AsyncIterator[ResponderEvent]:
+        try:
+            yield "one"
+            self.said.set()
+            await self.go_on.wait()
+            yield "two"
+        finally:
+            self.closed.set()
+
+
+@asynccontextmanager
+async def under_way(model: Halfway, name: str) -> AsyncIterator[tuple[OneShots, asyncio.Task[None], Asgi]]:
+    """A call of an endpoint that waits for the rest of its answer."""
+    client, endpoints = Asgi(PROMPT), one_shots(model)
+    call = asyncio.create_task(getattr(endpoints, name)({}, client.receive, client.send))
+    await model.said.wait()
+    try:
+        yield endpoints, call, client
+    finally:
+        call.cancel()
+        await asyncio.wait([call])
+
+
+@pytest.mark.parametrize("endpoint", ["stream", "complete"])
+async def test_nothing_begins_while_the_instance_drains(endpoint: str) -> None:
+    """Not even what was asked for before, if its body comes only now."""
+    called: list[Request] = []
+
+    async def note(request: Request) -> AsyncIterator[ResponderEvent]:
+        called.append(request)
+        yield "one"
+
+    client, endpoints = Asgi(PROMPT), one_shots(note)
+    endpoints.draining = True
+    await getattr(endpoints, endpoint)({}, client.receive, client.send)
+    assert called == []
+    assert (client.start["status"], dict(client.start["headers"])[b"retry-after"]) == (503, b"1")
+    error = json.loads(client.taken[0])["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "draining")
+
+
+@pytest.mark.parametrize("endpoint", ["stream", "complete"])
+async def test_calls_that_run_are_waited_for(endpoint: str) -> None:
+    """To the end of what their clients are told."""
+    model = Halfway()
+    async with under_way(model, endpoint) as (endpoints, call, client):
+        endpoints.draining = True
+        finished = asyncio.create_task(endpoints.finish_turns())
+        await turns()
+        assert not finished.done()
+        client.room = 0
+        model.go_on.set()
+        await turns()
+        assert not finished.done(), "the client has not taken it yet"
+        client.room = 100
+        client.roomier.set()
+        await finished
+        await call
+    assert b"two" in b"".join(client.taken)
+    assert b"instance_shutdown" not in b"".join(client.taken)
+
+
+async def test_stream_that_is_ended_says_so_and_then_done() -> None:
+    """The model call is closed, and what it said before is not lost."""
+    model = Halfway()
+    async with under_way(model, "stream") as (endpoints, call, client):
+        await endpoints.end_turns(SHUTDOWN)
+        assert model.closed.is_set()
+        await call
+    first, failure, last, *rest = client.taken
+    assert first == b'data: {"text":"one"}\n\n'
+    assert failure == b"event: server_error\ndata: " + msgspec.json.encode(FAILURE) + b"\n\n"
+    assert (last, rest) == (b"data: [DONE]\n\n", [])
+
+
+async def test_complete_that_is_ended_is_an_error() -> None:
+    """It has said nothing yet, so it can."""
+    model = Halfway()
+    async with under_way(model, "complete") as (endpoints, call, client):
+        await endpoints.end_turns(SHUTDOWN)
+        assert model.closed.is_set()
+        await call
+    assert [json.loads(body) for body in client.taken] == [{"error": FAILURE}]
+
+
+async def test_stream_whose_client_stalls_is_ended_as_soon_as_it_takes_something() -> None:
+    """The end does not wait behind what the client does not take."""
+    client, endpoints = Asgi(PROMPT), one_shots(says_two_words)
+    client.room = 0
+    call = asyncio.create_task(endpoints.stream({}, client.receive, client.send))
+    await client.offered.wait()
+    ended = asyncio.create_task(endpoints.end_turns(SHUTDOWN))
+    await turns()
+    assert not ended.done()
+    client.room = 100
+    client.roomier.set()
+    await ended
+    await call
+    assert [b"instance_shutdown" in body for body in client.taken] == [True, False]
+
+
+async def test_end_that_comes_late_changes_nothing() -> None:
+    """An answer that is whole is told as whole."""
+    client, endpoints = Asgi(PROMPT), one_shots(says_two_words)
+    client.room = 2  # the client has the text, and is told how it ended
+    call = asyncio.create_task(endpoints.stream({}, client.receive, client.send))
+    while len(client.taken) < 2:
+        await turns(1)
+    await turns()
+    ended = asyncio.create_task(endpoints.end_turns(SHUTDOWN))
+    await turns()
+    client.room = 100
+    client.roomier.set()
+    await ended
+    await call
+    assert client.taken[2].startswith(b"event: done\n")
+    assert len(client.taken) == 4
+
+
+async def test_end_before_the_first_word() -> None:
+    """Also of a call whose responder has not been asked yet."""
+    client, endpoints = Asgi(PROMPT), one_shots(says_two_words)
+    call = asyncio.create_task(endpoints.stream({}, client.receive, client.send))
+    for _ in range(20):
+        if endpoints._running:
+            break
+        await turns(1)
+    await endpoints.end_turns(SHUTDOWN)
+    await endpoints.end_turns(SHUTDOWN)
+    await call
+    assert [b"instance_shutdown" in body for body in client.taken] == [True, False]

@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Scope
 
 from realtime.errors import InvalidRequest
-from realtime.opening import Opening, read_opening
+from realtime.opening import Opening, read_opening, read_stream_opening
 from realtime.protocol import JSON, MSGPACK
 
 
@@ -113,3 +113,42 @@ def test_the_first_known_subprotocol_counts(offered: list[str], codec: object) -
 def test_unknown_subprotocols_alone_are_refused(offered: list[str]) -> None:
     """The client would not understand what it is sent."""
     assert refused("", *offered) == ("unknown_subprotocol", None)
+
+
+# --- a stream of events ----------------------------------------------------------------------------------------------
+
+
+def stream_scope(query: str = "", last_event_id: str | None = None) -> Scope:
+    headers = [(b"last-event-id", last_event_id.encode())] if last_event_id is not None else []
+    return {"query_string": query.encode(), "headers": headers}
+
+
+def test_a_stream_opens_as_a_websocket_does() -> None:
+    """The same parameters, but for the session's id, which its path has."""
+    opening = read_stream_opening(stream_scope("after=session:4,r:0&delta_interval_ms=250&session_id=other"), "s")
+    assert opening == Opening(JSON, session_id="s", after={"session": 4, "r": 0}, delta_interval_s=0.25)
+    assert read_stream_opening(stream_scope("history=none"), "s") == Opening(JSON, session_id="s", history=False)
+
+
+@pytest.mark.parametrize("query", ["", "after=session:1", "after=nonsense", "history=none"])
+def test_last_event_id_wins(query: str) -> None:
+    """An `EventSource` that comes back repeats the query that it began with."""
+    opening = read_stream_opening(stream_scope(query, "session:41,r:512"), "s")
+    assert opening == Opening(JSON, session_id="s", after={"session": 41, "r": 512}, comes_back=True)
+
+
+def test_an_empty_last_event_id_is_none() -> None:
+    """An `EventSource` that has seen nothing begins."""
+    assert read_stream_opening(stream_scope("after=session:1", ""), "s") == Opening(
+        JSON, session_id="s", after={"session": 1}
+    )
+
+
+@pytest.mark.parametrize(
+    "last_event_id", ["x", "session:", "session:1,", "session:-1", "session:1é", "session:" + "9" * 16]
+)
+def test_a_last_event_id_that_is_none_of_ours_is_refused(last_event_id: str) -> None:
+    """By its name."""
+    with pytest.raises(InvalidRequest) as refusal:
+        read_stream_opening(stream_scope("", last_event_id), "s")
+    assert (refusal.value.code, refusal.value.param) == ("invalid_positions", "Last-Event-ID")

@@ -15,6 +15,7 @@ from realtime.protocol import (
     CODECS,
     JSON,
     MSGPACK,
+    ChannelEvent,
     ErrorBody,
     ErrorMessage,
     OutputTextDelta,
@@ -123,6 +124,21 @@ def test_a_response_s_end_always_has_a_stop_reason() -> None:
     end = msgspec.structs.replace(done("r"), stop_reason=None)
     assert json.loads(str(JSON.encode(end)))["stop_reason"] is None
     assert "error" not in json.loads(str(JSON.encode(end)))
+
+
+@pytest.mark.parametrize("event", [created("r", Overrides(instructions="secret")), begun("r", "inst_secret")])
+def test_what_only_servers_need_is_not_for_clients(event: ChannelEvent) -> None:
+    """A response's overrides, and which instance runs it, in either encoding."""
+    for codec in (JSON, MSGPACK):
+        assert "secret" in str(codec.encode(event))
+        assert "secret" not in str(codec.encode(event.for_clients()))
+    assert event.for_clients() in (created("r"), begun("r"))
+
+
+def test_what_clients_may_know_is_for_them() -> None:
+    """All of any other event."""
+    for event in (item("x"), done("r"), closed(), OutputTextDelta(response_id="r", delta="x", seq=3)):
+        assert event.for_clients() is event
 
 
 def test_ends_end_their_channels() -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -115,15 +115,25 @@ def test_the_responder_is_short() -> None:
     assert len([line for line in RESPONDER.splitlines() if line.strip()]) <= 10
 
 
-def curl() -> tuple[str, dict[str, str], str]:
-    """The URL, the headers and the body of the README's curl command."""
-    [command] = [block for block in blocks("sh") if block.startswith("curl ")]
+class Curl(NamedTuple):
+    """What a curl command asks for."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: str | None
+
+
+def curl(command: str) -> Curl:
+    """A command, taken apart."""
     words = iter(shlex.split(command)[1:])
-    url, headers, body = "", {}, ""
+    method, url, headers, body = "", "", {}, None
     for word in words:
         match word:
-            case "-N":
+            case "-N" | "-s":
                 pass
+            case "-X":
+                method = next(words)
             case "-H":
                 name, _, value = next(words).partition(": ")
                 headers[name] = value
@@ -131,7 +141,8 @@ def curl() -> tuple[str, dict[str, str], str]:
                 body = next(words)
             case _:
                 url = word
-    return url, headers, body
+    assert urlsplit(url).netloc == "127.0.0.1:8000"
+    return Curl(method or ("GET" if body is None else "POST"), urlsplit(url).path, headers, body)
 
 
 async def hello(request: Any) -> AsyncIterator[str]:
@@ -142,17 +153,41 @@ async def hello(request: Any) -> AsyncIterator[str]:
 @pytest.mark.parametrize("path", ["/v1/stream", "/v1/complete"])
 async def test_the_curl_command_is_answered(path: str) -> None:
     """What it sends is answered in pieces and with an end; `/v1/complete` takes the same."""
-    url, headers, body = curl()
-    assert urlsplit(url).netloc == "127.0.0.1:8000"
-    assert urlsplit(url).path == "/v1/stream"
+    [command] = [block for block in blocks("sh") if block.startswith("curl ")]
+    asked = curl(command)
+    assert (asked.method, asked.path) == ("POST", "/v1/stream")
     async with running_server(hello) as server, httpx.AsyncClient(trust_env=False) as client:
-        answer = await client.post(server.url + path, headers=headers, content=body)
+        answer = await client.post(server.url + path, headers=asked.headers, content=asked.body)
     assert answer.status_code == 200
     if path == "/v1/complete":
         assert answer.json()["text"] == "You said: Hello."
     else:
         assert answer.text.startswith('data: {"text":"You said: Hello."}\n\nevent: done\n')
         assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_the_commands_of_a_session_do_what_they_say() -> None:
+    """The three of them, one after the other: a session, a command, and the stream of what came of it."""
+    [block] = [block for block in blocks("sh") if block.startswith("SESSION=")]
+    pattern = re.search(r"grep -o '(.*?)'", block)
+    assert pattern
+    make, ask, follow = re.findall(r"curl .*?(?= \||\n)", block)
+    async with running_server(hello) as server, httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+        made = await client.request(curl(make).method, curl(make).path)
+        [session_id] = set(re.findall(pattern[1], made.text))
+        asked, followed = (curl(command.replace("$SESSION", session_id)) for command in (ask, follow))
+        assert (await client.request(asked.method, asked.path, content=asked.body)).status_code == 202
+        async with asyncio.timeout(PATIENCE_S), client.stream(followed.method, followed.path) as stream:
+            seen = [line async for line in until_done(stream.aiter_lines())]
+    assert any('"delta":"You said: Hello."' in line for line in seen)
+
+
+async def until_done(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The lines of a stream up to the end of its first response."""
+    async for line in lines:
+        yield line
+        if line == "event: response.done":
+            return
 
 
 async def test_the_demo_answers_what_the_readme_sends() -> None:

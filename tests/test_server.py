@@ -9,21 +9,31 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
+from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from realtime.server import listen
+from realtime.connections import LOOKS_PER_TIMEOUT, MAX_LOOK_S
+from realtime.errors import Unavailable
+from realtime.http import refuse_upgrade
+from realtime.responders.base import Request
+from realtime.server import StallProofProtocol, listen, make_server
 from realtime.settings import Settings
-from realtime.websocket import LOOKS_PER_TIMEOUT, MAX_LOOK_S
+from tests.end_to_end import until_closed
+from tests.support.client import Client, attached
+from tests.support.instance import instance, process
 from tests.support.model_server import ModelServer
-from tests.support.scenarios import HttpError, Scenario, Stall, Text
+from tests.support.redis_server import redis_server
+from tests.support.scenarios import HttpError, Paced, Scenario, Stall, Step, Stop, Text
+from tests.support.sdk import turns
+from tests.support.server import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 20.0
@@ -103,8 +113,12 @@ async def serving(*arguments: str, **variables: str) -> AsyncIterator[ServerProc
 async def refused(*arguments: str, **variables: str) -> str:
     """The one line with which the server refuses to start."""
     process = await launch(arguments, variables)
-    async with asyncio.timeout(START_S):
-        out, err = await process.communicate()
+    try:
+        async with asyncio.timeout(START_S):
+            out, err = await process.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
     lines = err.decode().splitlines()
     assert process.returncode not in (0, None), err
     assert out == b""
@@ -158,26 +172,219 @@ async def test_a_signal_ends_it_while_a_stream_runs(name: str, statuses: set[int
         assert status in statuses
 
 
+@pytest.mark.timeout(120)  # importing the model's client takes seconds where nothing is cached
+async def test_a_signal_under_streams_loses_none_of_them() -> None:
+    """What can finish in time is whole; what can't, because it is long or never says anything, fails by name."""
+    words = [f"{number} " for number in range(40)]
+    steps: dict[str, list[Step]] = {
+        "finishes": [Paced(words, 50), Stop()],
+        "endless": [Text("half"), Stall()],
+        "silent": [Stall()],
+    }
+    texts = {"finishes": "".join(words), "endless": "half", "silent": ""}
+    async with ModelServer() as model, AsyncExitStack() as stack:
+        model.scenarios.update({name: Scenario(played) for name, played in steps.items()})
+        server = await stack.enter_async_context(instance(model=model.url, drain_s=3))
+        asked = list(texts) * 17
+        clients = [await stack.enter_async_context(attached(server)) for _ in asked]
+        for client, name in zip(clients, asked, strict=True):
+            await client.respond(model=name)
+        for _ in clients:
+            await model.next_request()
+        server.terminate()
+        async with asyncio.timeout(3 + 2):
+            codes = await asyncio.gather(*(until_closed(client) for client in clients))
+            assert await server.exit_status() == 0
+        assert set(codes) == {1012}
+        assert model.active == []
+    for client, name in zip(clients, asked, strict=True):
+        [(response_id, done)] = client.transcript.done.items()
+        assert client.transcript.texts[response_id] == texts[name]
+        assert done["status"] == ("completed" if name == "finishes" else "failed")
+        assert name == "finishes" or done["error"]["code"] == "instance_shutdown"
+        assert client.transcript.events[-1]["type"] == "session.going_away"
+    assert server.log[1:] == []
+
+
+async def test_a_signal_ends_an_idle_server_at_once() -> None:
+    """However long it might drain."""
+    async with instance(drain_s=60) as server, attached(server) as client:
+        server.terminate()
+        assert await until_closed(client) == 1012
+        async with asyncio.timeout(END_S):
+            assert await server.exit_status() == 0
+    assert server.log[1:] == []
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+async def test_ctrl_c_ends_a_drain_at_once(first: signal.Signals) -> None:
+    """Who presses it a second time does not want to wait; another SIGTERM is only the first one from somebody else."""
+    async with instance(drain_s=60) as server, attached(server) as client:
+        await client.respond("hello")
+        await client.until("response.output_text.delta")
+        os.kill(server.pid, first)
+        while (await refused_to_respond(client)) != "draining":
+            await client.until("response.output_text.delta")
+        server.terminate()
+        await client.until("response.output_text.delta")
+        os.kill(server.pid, signal.SIGINT)
+        assert await until_closed(client) == 1012
+        async with asyncio.timeout(END_S):
+            assert await server.exit_status() == 0
+    assert client.transcript.done == {}
+    assert server.log[1:] == []
+
+
+async def refused_to_respond(client: Client) -> str:
+    """The code with which the next response is refused."""
+    await client.send("response.create", input="more")
+    return str((await client.until("error"))["error"]["code"])
+
+
+STUBBORN = """
+import asyncio
+from realtime.app import create_app
+from realtime.server import run
+from realtime.settings import load_settings
+
+async def stubborn(request):
+    yield "one"
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            continue
+
+settings = load_settings()
+run(create_app(stubborn, settings), settings)
+"""
+
+
+async def test_responder_that_will_not_stop_does_not_keep_it_from_ending() -> None:
+    """It is somebody else's code. Its response is ended without it."""
+    variables = {"REALTIME_PORT": "0", "REALTIME_DRAIN_S": "6"}
+    async with process([sys.executable, "-c", STUBBORN], variables) as server:
+        await server.up()
+        async with attached(server) as client:
+            await client.respond()
+            await client.until("response.output_text.delta")
+            server.terminate()
+            async with asyncio.timeout(6 + 2):
+                assert (await client.until("response.done"))["error"]["code"] == "instance_shutdown"
+                assert await until_closed(client) == 1012
+                assert await server.exit_status() == 0
+
+
+async def test_store_that_hangs_does_not_keep_it_from_ending() -> None:
+    """Whoever finds the session later ends what it has left behind."""
+    async with redis_server() as redis, instance(redis_url=redis.url, drain_s=1) as server, attached(server) as client:
+        await client.respond("hello")
+        await client.until("response.output_text.delta")
+        redis.pause()
+        try:
+            server.terminate()
+            async with asyncio.timeout(1 + 2):
+                assert await until_closed(client) == 1012
+                assert await server.exit_status() == 0
+        finally:
+            redis.resume()
+    assert server.log[1:] == []
+
+
+async def test_client_that_has_left_but_takes_nothing_holds_up_nobody() -> None:
+    """Its close came, the answer to it waits behind what it does not read: the server ends without a fault."""
+
+    async def floods(request: Request) -> AsyncIterator[str]:
+        while True:
+            yield "x" * 10_000
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running_server(floods, send_timeout_s=60))
+        with stalling_client(server.port) as client:
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(END_S):
+                assert await loop.sock_recv(client, 12) == b"HTTP/1.1 101"
+                await loop.sock_sendall(client, frame(0x1, b'{"type": "response.create", "input": "go"}'))
+                while not (full := [one for one in websockets_of(server) if not one.writable.is_set()]):
+                    await turns(1)
+                await loop.sock_sendall(client, frame(0x8, (1000).to_bytes(2)))
+                while not full[0].transport.is_closing():
+                    await turns(1)
+                await stack.aclose()
+
+
+def websockets_of(server: RunningServer) -> list[StallProofProtocol]:
+    """The server's sides of its WebSockets."""
+    assert server._server is not None
+    return [one for one in server._server.server_state.connections if isinstance(one, StallProofProtocol)]
+
+
+async def test_upgrade_that_comes_with_the_end_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """By a 503, which lets a proxy try the next instance, even if the application has not got to it yet."""
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            asked.set()
+            await go.wait()
+            await refuse_upgrade(send, Unavailable("draining", "Too late."))
+            return
+        for phase in "startup", "shutdown":
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    settings = Settings(port=0, drain_s=1)
+    with listen(settings) as listener:
+        server = make_server(application, settings)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await turns(1)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(UPGRADE)
+        await asked.wait()
+        server.should_exit = True
+        answer = await reader.read()
+        go.set()
+        writer.close()
+        await serving
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nRetry-After: 1\r\n" in answer
+    assert caplog.records == []
+
+
+UPGRADE = (
+    b"GET /v1/realtime HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@contextmanager
+def stalling_client(port: int) -> Iterator[socket.socket]:
+    """A connection that asks for a WebSocket and takes nothing."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(UPGRADE)
+        client.setblocking(False)
+        yield client
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A client's frame, its mask all zeros."""
+    return bytes([0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
 async def test_a_signal_ends_it_although_a_client_takes_nothing() -> None:
     """Nobody can keep it from ending, within its drain and two seconds."""
     async with serving(REALTIME_DRAIN_S="1", REALTIME_SEND_TIMEOUT_S="60") as server:
-        port = int(server.url.rpartition(":")[2])
-        with socket.socket() as stalled:
-            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            stalled.connect(("127.0.0.1", port))
-            stalled.sendall(
-                b"GET /v1/realtime HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-            )
-            stalled.setblocking(False)
+        with stalling_client(int(server.url.rpartition(":")[2])) as client:
             loop = asyncio.get_running_loop()
-            ping = json.dumps({"type": "ping", "event_id": "e" * 60}).encode()
-            frame = bytes([0x81, 0x80 | len(ping), 0, 0, 0, 0]) + ping
+            pings = frame(0x1, json.dumps({"type": "ping", "event_id": "e" * 60}).encode()) * 500
             try:
                 async with asyncio.timeout(3):
                     while True:  # until the server reads no more, because nobody takes its answers
                         async with asyncio.timeout(0.5):
-                            await loop.sock_sendall(stalled, frame * 500)
+                            await loop.sock_sendall(client, pings)
             except TimeoutError:
                 pass
             await server.end()
@@ -189,6 +396,34 @@ async def test_a_port_in_use_is_one_line() -> None:
     """As it is where another server listens there."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         line = await refused("--port", str(taken.getsockname()[1]))
+    assert "in use" in line
+
+
+LATE = """
+from realtime.app import create_app
+from realtime.responders.demo import demo
+from realtime.server import OnlyServer, listen, make_server
+from realtime.settings import Settings, SettingsError
+
+settings = Settings(port=0)
+loser = listen(settings)
+winner = listen(Settings(port=loser.getsockname()[1]))
+winner.listen()
+try:
+    make_server(create_app(demo, settings), settings, OnlyServer).run(sockets=[loser])
+except SettingsError as error:
+    print(error)
+"""
+
+
+async def test_a_port_that_another_server_takes_meanwhile_is_one_line() -> None:
+    """Two that start at once may both get the address, and only one of them may listen."""
+    late = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LATE), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd=ROOT
+    )
+    async with asyncio.timeout(START_S):
+        out, _ = await late.communicate()
+    [line] = out.decode().splitlines()
     assert "in use" in line
 
 
@@ -217,7 +452,7 @@ async def test_two_workers_are_refused() -> None:
         ("REALTIME_LOG_LEVEL", "loud"),
         ("REALTIME_RESPONDER", "anthropic"),
         ("REALTIME_AUTH_SECRET", CANARY),
-        ("REALTIME_REDIS_URL", "redis://127.0.0.1"),
+        ("REALTIME_REDIS_URL", f"http://:{CANARY}@127.0.0.1"),
     ],
 )
 async def test_a_wrong_setting_is_one_line_that_names_it(name: str, value: str) -> None:

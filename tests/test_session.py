@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from realtime.control import CancelResponse
 from realtime.errors import ConflictError, InvalidRequest, NotFound, RealtimeError
 from realtime.protocol import (
     JSON,
@@ -34,7 +35,7 @@ from realtime.protocol import (
     SessionUpdated,
     Truncation,
 )
-from realtime.session import CancelResponse, Decision, Limits, SessionState, decide, truncated_response
+from realtime.session import Decision, Limits, SessionState, decide, truncated_response
 from tests.contract import NOW, begun, closed, created, done, item, session
 
 LIMITS = Limits(frozenset({"m", "m2"}), 1000)

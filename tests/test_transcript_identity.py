@@ -17,8 +17,8 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from realtime.cursor import Cursor, find_start
-from realtime.hub import WINDOW, LiveSession
 from realtime.journal import Journal, Tail
+from realtime.live import LiveSession
 from realtime.log import RUN_LENGTH, length
 from realtime.protocol import (
     JSON,
@@ -31,34 +31,19 @@ from realtime.protocol import (
     OutputTextDelta,
     ReasoningDelta,
 )
-from realtime.store.base import Listener, Notice, Write
+from realtime.store.base import Write
 from realtime.store.memory import MemoryStore
+from realtime.view import WINDOW
 from tests.contract import begun, closed, created, done, item, participant, session
 from tests.support.client import Event, Transcript
+from tests.support.ears import Ears
+from tests.support.stores import Distant
 
 SESSION = "sess_1"
 RESPONSES = 5
 READERS = 5
 INTERVALS_S = (0.0, 0.0, 0.0625, 1.0)
 """Binary fractions, like the time, so that sums of them are exact."""
-
-
-class LaggingStore(MemoryStore):
-    """Another instance's way to the sessions of a memory store: it hears of them late, when `deliver` is called."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        super().__init__(clock=store._clock)
-        self._sessions = store._sessions
-        self._late: list[tuple[Listener, Notice]] = []
-
-    def watch(self, session_id: str, listener: Listener) -> Callable[[], None]:
-        return super().watch(session_id, lambda notice: self._late.append((listener, notice)))
-
-    def deliver(self, count: int) -> None:
-        """Let watchers hear the oldest `count` notices that they have not heard yet."""
-        now, self._late = self._late[:count], self._late[count:]
-        for listener, notice in now:
-            listener(notice)
 
 
 class Reader:
@@ -95,7 +80,7 @@ class Reader:
             self.transcript.positions = live.positions()
             self.began = dict(self.transcript.positions)
         self.stood = {name: head.position for name, head in start.heads.items()} if start else {}
-        self.is_late = isinstance(live.store, LaggingStore)
+        self.is_late = isinstance(live.store, Distant)
         self.cursor = Cursor(live, start, interval_s=interval_s)
         self.seen_live = not history
         self.sent_at: dict[str, float] = defaultdict(lambda: -math.inf)
@@ -164,7 +149,9 @@ class World:
     def __init__(self) -> None:
         self.now = 0.0
         self.store = MemoryStore(clock=lambda: self.now)
-        self.late = LaggingStore(self.store)
+        self.delay = 0
+        self.late = Distant(self.store, lambda: self.delay)
+        self.ears = [Ears("inst_1"), Ears("inst_2")]
         self.journal = Journal(self.store, interval_s=0.05)
         self.tails: dict[str, Tail] = {}
         self.said: dict[str, list[tuple[int, Delta]]] = defaultdict(list)
@@ -179,8 +166,8 @@ class World:
         """Make the session, and open it on so many instances."""
         await self.store.create(session(SESSION))
         self.instances = [
-            LiveSession(SESSION, store, changed=lambda _: None, cancel=lambda *_: None)
-            for store in (self.store, self.late)[:instances]
+            LiveSession(SESSION, store, ears)
+            for store, ears in list(zip((self.store, self.late), self.ears, strict=True))[:instances]
         ]
         for live in self.instances:
             await live.open()
@@ -199,7 +186,7 @@ class World:
 
     async def begin(self, response_id: str) -> None:
         """Claim a response."""
-        await self.store.append(SESSION, [Write(response_id, [begun(response_id)], expect=0)])
+        await self.store.append(SESSION, [Write(response_id, [begun(response_id, "inst_1")], expect=0)])
         self.waiting.remove(response_id)
         self.running.append(response_id)
 
@@ -234,7 +221,10 @@ class World:
         await asyncio.gather(*self.ending)
         if not self.closed:
             await self.append(closed())
-        self.late.deliver(10_000)
+        for _ in range(2):  # what is heard may have something read, during which more is heard
+            self.late.deliver()
+            for ears in self.ears:
+                await ears.settled()
         for reader in self.readers:
             await self.drain(reader)
 
@@ -364,7 +354,10 @@ async def join(world: World, number: int, text: str) -> None:
 
 
 async def hear(world: World, number: int, text: str) -> None:
+    world.delay = number % 5
     world.late.deliver(number % 8)
+    for _ in range(number % 7):
+        await asyncio.sleep(0)
 
 
 async def wait(world: World, number: int, text: str) -> None:

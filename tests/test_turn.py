@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from msgspec.structs import replace
 
-from realtime.errors import UpstreamError
-from realtime.protocol import ResponseDone
+from realtime import journal as journal_module
+from realtime import live as live_module
+from realtime import turn as turn_module
+from realtime import upkeep as upkeep_module
+from realtime.errors import ConflictError, UpstreamError
+from realtime.log import Entry
+from realtime.protocol import ResponseDone, ResponseInProgress
 from realtime.responders.base import Finish, Reasoning, Request, Responder, ResponderEvent, Text, TokenCount
+from realtime.store.base import CommandRecord, Snapshot, Write
+from realtime.store.memory import MemoryStore
+from realtime.turn import End, Turn
+from tests.contract import begun, created, done, spoken
+from tests.support.stores import Faulty, forget, unavailable
 from tests.test_engine import EngineUnderTest, Tab, opened, running_engine, stored, turns_of_the_loop
 
 MANY = 20_000
@@ -434,3 +445,285 @@ async def test_a_generator_may_be_closed_at_any_of_its_yields(turns: int) -> Non
         assert len(closed) <= 1
         assert engine.reports == []
     assert unhandled == []
+
+
+# --- the claim -------------------------------------------------------------------------------------------------------
+
+
+class ClaimsFail(Faulty):
+    """A store that takes everything but claims, while it `refuses` them."""
+
+    refuses = True
+
+    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+        if self.refuses and isinstance(writes[0].entries[0], ResponseInProgress):
+            raise unavailable()
+        await super().append(session_id, writes, command)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again at once."""
+    for module in (turn_module, live_module, journal_module):
+        monkeypatch.setattr(module, "RETRY_S", 0.0)
+
+
+@pytest.fixture
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a turn leaves undone nobody else does."""
+    monkeypatch.setattr(upkeep_module.Upkeep, "look_once", lambda _: turns_of_the_loop(1))
+
+
+async def says_two_words(request: Request) -> Events:
+    yield "two "
+    yield "words"
+
+
+async def kinds_of(engine: EngineUnderTest, session_id: str, response_id: str) -> list[str]:
+    return [type(entry).__name__ for entry in await engine.store.read(session_id, response_id, 0, 10_000)]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", ["before", "after", "untold", "late"])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_claim_without_an_answer_is_a_claim_or_is_made_again(fault: str, times: int) -> None:
+    """The response runs once, whether the claim was made by the call that failed or by the next."""
+    asked = 0
+
+    async def responder(request: Request) -> Events:
+        nonlocal asked
+        asked += 1
+        await store.land()
+        yield "words"
+
+    store = Faulty()
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            store.faults = ["", *[fault] * times]
+            response_id = await tab.respond()
+            assert (await tab.done(response_id))["status"] == "completed"
+            while store.under_way:
+                await store.land()
+            assert await kinds_of(engine, tab.live.id, response_id) == ["ResponseInProgress", "Deltas", "ResponseDone"]
+        await engine.settled()
+    assert asked == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_claim_by_another_instance_is_its_own() -> None:
+    """It came first while the store did not answer: nobody is asked here, and the response is the other's."""
+    store = ClaimsFail()
+    async with running_engine(says_two_words, store=store) as engine:
+        async with opened(engine) as tab:
+            response_id = await tab.respond()
+            await turns_of_the_loop()
+            claim: list[Entry] = [begun(response_id, "inst_2"), spoken(response_id, "its ", "words")]
+            await MemoryStore.append(store, tab.live.id, [Write(response_id, claim, expect=0)])
+            store.refuses = False
+            await turns_of_the_loop()
+            await MemoryStore.append(store, tab.live.id, [Write(response_id, [done(response_id)], expect=3)])
+            await tab.done(response_id)
+            assert tab.transcript.texts[response_id] == "its words"
+        await engine.settled()
+        assert engine.reports == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_response_is_stopped_while_it_can_t_be_claimed() -> None:
+    """Once the store takes claims again it has its two events, and no model was ever asked."""
+    asked = []
+
+    async def responder(request: Request) -> Events:
+        asked.append(request)
+        yield "words"
+
+    store = ClaimsFail()
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            response_id = await tab.respond()
+            await turns_of_the_loop()
+            await tab.cancel(response_id, "evt_c")
+            await turns_of_the_loop()
+            assert await kinds_of(engine, tab.live.id, response_id) == []
+            store.refuses = False
+            end = await tab.done(response_id)
+            assert (end["status"], end["for_event_id"]) == ("cancelled", "evt_c")
+            assert await kinds_of(engine, tab.live.id, response_id) == ["ResponseInProgress", "ResponseDone"]
+        await engine.settled()
+    assert asked == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", ["before", "after", "untold", "late"])
+async def test_the_end_of_what_never_ran_is_written_without_an_answer(fault: str) -> None:
+    """It is its only event, once."""
+    store = Faulty()
+    gate = asyncio.Event()
+
+    async def responder(request: Request) -> Events:
+        yield "a piece"
+        await gate.wait()
+
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            first = await tab.respond()
+            await tab.until("response.output_text.delta")
+            waiting = await tab.respond(multitask_strategy="enqueue")
+            store.faults = ["", fault]
+            await tab.cancel(waiting)
+            assert (await tab.done(waiting))["status"] == "cancelled"
+            await store.land()
+            assert await kinds_of(engine, tab.live.id, waiting) == ["ResponseDone"]
+            gate.set()
+            await tab.done(first)
+        await engine.settled()
+
+
+async def test_what_was_stopped_while_it_waited_is_not_ended_once_it_runs_elsewhere() -> None:
+    """Another instance has claimed it in that moment: it is told by the control channel, and its log is its own."""
+    async with running_engine(says_two_words) as engine:
+        async with opened(engine) as tab:
+            queued = replace(created("r"), response=replace(created("r").response, status="queued"))
+            await engine.store.append(tab.live.id, [Write("session", [created("q"), queued])])
+            await engine.store.append(tab.live.id, [Write("q", [begun("q", "inst_2")])])
+            turn = Turn(tab.live, tab.live.state.responses["r"], engine._turns)
+            turn.stop(End(status="cancelled"))
+            await engine.store.append(tab.live.id, [Write("r", [begun("r", "inst_2")])])
+            await turn.run()
+            assert await kinds_of(engine, tab.live.id, "r") == ["ResponseInProgress"]
+            for name in "qr":
+                await engine.store.append(tab.live.id, [Write(name, [done(name)])])
+        await engine.settled()
+
+
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+async def test_only_what_waited_has_its_end_alone(status: Literal["queued", "in_progress"]) -> None:
+    """Stopped before it was claimed: what was created as one that runs is claimed first."""
+    async with running_engine(says_two_words) as engine:
+        async with opened(engine) as tab:
+            engine.draining = True  # nobody else starts it
+            accepted = replace(created("r"), response=replace(created("r").response, status=status))
+            await engine.store.append(tab.live.id, [Write("session", [accepted])])
+            turn = Turn(tab.live, tab.live.state.responses["r"], engine._turns)
+            turn.stop(End(status="cancelled"))
+            await turn.run()
+            claim = ["ResponseInProgress"] if status == "in_progress" else []
+            assert await kinds_of(engine, tab.live.id, "r") == [*claim, "ResponseDone"]
+        await engine.settled()
+
+
+async def test_a_full_session_refuses_the_claim() -> None:
+    """The response has failed before it began: its end is its only event, and the next one is refused."""
+    async with running_engine(says_two_words, max_session_bytes=100) as engine:
+        async with opened(engine) as tab:
+            response_id = await tab.respond(input="x" * 200)
+            end = await tab.done(response_id)
+            assert (end["status"], end["error"]["code"]) == ("failed", "session_full")
+            assert await kinds_of(engine, tab.live.id, response_id) == ["ResponseDone"]
+            with pytest.raises(ConflictError):
+                await tab.respond()
+        await engine.settled()
+
+
+async def test_a_session_that_fills_up_ends_the_response() -> None:
+    """What was shown is kept with the end."""
+    said = "x" * 100
+
+    async def responder(request: Request) -> Events:
+        while True:
+            await asyncio.sleep(0.06)  # a flush for each piece
+            yield said
+
+    async with running_engine(responder, max_session_bytes=2_000) as engine:
+        async with opened(engine) as tab:
+            response_id = await tab.respond()
+            end = await tab.done(response_id)
+            assert (end["status"], end["error"]["code"]) == ("failed", "session_full")
+            text, _ = await stored(engine, tab.live.id, response_id)
+            assert text == tab.transcript.texts[response_id]
+            assert (len(text) > 1_000, end["output_chars"]) == (True, len(text))
+        await engine.settled()
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", ["before", "after", "untold", "late"])
+async def test_an_end_without_an_answer_is_written_once(fault: str) -> None:
+    """Its viewers see it, whether anybody was told of it or not, and the next response runs."""
+    store = Faulty()
+
+    async def responder(request: Request) -> Events:
+        yield "words"
+        store.faults = [fault]
+
+    async with running_engine(first_then(responder), store=store, journal_interval_ms=1) as engine:
+        async with opened(engine) as tab:
+            said, end = await ended(engine, tab, await tab.respond())
+            while store.under_way:
+                await store.land()
+            assert (said, end.status) == ("words", "completed")
+        await engine.settled()
+
+
+class FailsAfterwards(Faulty):
+    """A store that fails the second time that it is asked where a session stands, once something went untold."""
+
+    loads = -1000
+
+    async def load(self, session_id: str) -> Snapshot:
+        self.loads += 1
+        if self.loads == 2:
+            raise unavailable()
+        return await super().load(session_id)
+
+
+@pytest.mark.usefixtures("impatient", "nobody_looks")
+async def test_an_end_that_is_not_known_is_read_until_it_is() -> None:
+    """The journal has found it, nobody was told, and the store fails when it is asked for it."""
+    store = FailsAfterwards()
+
+    async def responder(request: Request) -> Events:
+        yield "words"
+        store.faults = ["untold"]
+        store.loads = 0
+
+    async with running_engine(responder, store=store, journal_interval_ms=1) as engine:
+        async with opened(engine) as tab:
+            assert (await tab.done(await tab.respond()))["status"] == "completed"
+            assert store.loads > 2
+        await engine.settled()
+
+
+@pytest.mark.usefixtures("impatient", "nobody_looks")
+@pytest.mark.parametrize("at_the_end", [False, True])
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+async def test_a_response_that_the_store_has_lost_a_part_of_says_so(left: int, at_the_end: bool) -> None:
+    """It has failed, with what is left of it, and whoever had seen more forgets it."""
+    gate = asyncio.Event()
+
+    async def responder(request: Request) -> Events:
+        for piece in ("a", "b", "c"):
+            yield piece
+        await gate.wait()
+        if not at_the_end:
+            yield "d"
+            await forever()
+
+    store = Faulty()
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            response_id = await tab.respond()
+            await tab.until("response.output_text.delta")
+            while len(await kinds_of(engine, tab.live.id, response_id)) < 2:  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(0.01)
+            forget(store, tab.live.id, response_id, left)
+            gate.set()
+            end = await tab.done(response_id)
+            assert (end["status"], end["error"]["code"]) == ("failed", "store_lost")
+            text, ends = await stored(engine, tab.live.id, response_id)
+            assert (text, len(ends)) == ("abc"[: max(0, left - 1)], 1)
+            assert tab.transcript.texts[response_id] == text
+            assert end["output_chars"] == len(text)
+        await engine.settled()

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import pytest
 
+from realtime.store.base import Viewer
 from realtime.viewers import SERVER_ENDED_FLOOR_S, UNSEEN_FLOOR_S, Audience
 from tests.contract import participant, session
 
 PLAIN = session()
 GRACE = session(disconnect_grace_ms=60_000)
-ANN, BOB = participant("conn_1"), participant("conn_2", "bob")
+ANN = Viewer(participant("conn_1"), "inst_1")
+BOB = Viewer(participant("conn_2", "bob"), "inst_2")
 
 
 def left(floor_s: float = 0.0) -> Audience:
     """An audience whose only viewer left at 100."""
     audience = Audience([ANN], now=0.0)
-    audience.leave(ANN, floor_s=floor_s, now=100.0)
+    audience.leave("conn_1", floor_s=floor_s, now=100.0)
     return audience
 
 
 def test_while_somebody_looks_nothing_is_due() -> None:
     """One viewer of two is enough."""
     audience = Audience([ANN, BOB], now=0.0)
-    audience.leave(ANN, floor_s=0.0, now=100.0)
+    audience.leave("conn_1", floor_s=0.0, now=100.0)
     assert audience.due("r", PLAIN) is None
 
 
@@ -67,7 +69,7 @@ def test_a_response_with_a_viewer_is_seen() -> None:
     """Its clock starts when the viewer leaves."""
     audience = Audience([ANN], now=0.0)
     audience.created("r", now=50.0)
-    audience.leave(ANN, floor_s=0.0, now=100.0)
+    audience.leave("conn_1", floor_s=0.0, now=100.0)
     assert audience.due("r", PLAIN) == 100.0
 
 
@@ -77,7 +79,7 @@ def test_who_joins_sees_what_runs() -> None:
     audience.created("r", now=500.0)
     audience.join(BOB)
     assert audience.due("r", PLAIN) is None
-    audience.leave(BOB, floor_s=0.0, now=501.0)
+    audience.leave("conn_2", floor_s=0.0, now=501.0)
     assert audience.due("r", PLAIN) == 501.0
 
 
@@ -86,7 +88,7 @@ def test_a_viewer_that_comes_back_stops_the_clock() -> None:
     audience = left(SERVER_ENDED_FLOOR_S)
     audience.join(ANN)
     assert audience.due("r", GRACE) is None
-    audience.leave(ANN, floor_s=0.0, now=300.0)
+    audience.leave("conn_1", floor_s=0.0, now=300.0)
     assert audience.due("r", PLAIN) == 300.0
 
 
@@ -108,7 +110,7 @@ def test_participants_are_the_oldest_first() -> None:
     """In the order in which they joined."""
     audience = Audience([ANN], now=0.0)
     audience.join(BOB)
-    assert list(audience.participants.values()) == [ANN, BOB]
+    assert list(audience.participants.values()) == [ANN.participant, BOB.participant]
 
 
 def test_participants_that_were_told_never_change() -> None:
@@ -116,13 +118,82 @@ def test_participants_that_were_told_never_change() -> None:
     audience = Audience([ANN], now=0.0)
     kept = audience.participants
     audience.join(BOB)
-    audience.leave(ANN, floor_s=0.0, now=1.0)
-    assert dict(kept) == {"conn_1": ANN}
-    assert dict(audience.participants) == {"conn_2": BOB}
+    audience.leave("conn_1", floor_s=0.0, now=1.0)
+    assert dict(kept) == {"conn_1": ANN.participant}
+    assert dict(audience.participants) == {"conn_2": BOB.participant}
 
 
 def test_who_was_not_there_may_leave() -> None:
     """A leave that was told twice changes nobody else."""
     audience = Audience([ANN], now=0.0)
-    audience.leave(BOB, floor_s=0.0, now=1.0)
+    audience.leave("conn_2", floor_s=0.0, now=1.0)
     assert list(audience.participants) == ["conn_1"]
+
+
+def test_a_leave_of_nobody_starts_no_clock_anew() -> None:
+    """Of a connection that has left already, however often that is told, with whatever floor."""
+    audience = left(SERVER_ENDED_FLOOR_S)
+    audience.leave("conn_1", floor_s=0.0, now=110.0)
+    assert audience.due("r", PLAIN) == 100.0 + SERVER_ENDED_FLOOR_S
+
+
+def test_a_viewer_counts_once() -> None:
+    """A join that was told twice takes one leave."""
+    audience = Audience([ANN], now=0.0)
+    audience.join(ANN)
+    audience.leave("conn_1", floor_s=0.0, now=100.0)
+    assert audience.due("r", PLAIN) == 100.0
+
+
+def test_what_was_not_told_of_viewers_is_made_up_for() -> None:
+    """Who came is there, who went is not, and the others stay where they were in the row."""
+    eve = Viewer(participant("conn_3", "eve"), "inst_3")
+    audience = Audience([ANN, BOB], now=0.0)
+    audience.replace([BOB, eve], now=100.0)
+    assert list(audience.participants) == ["conn_2", "conn_3"]
+    assert audience.instances == {"inst_2", "inst_3"}
+
+
+def test_nobody_knows_how_a_viewer_left_whose_leave_was_missed() -> None:
+    """It may have been the server's doing: what ran for it waits."""
+    audience = Audience([ANN], now=0.0)
+    audience.replace([], now=100.0)
+    assert audience.due("r", PLAIN) == 100.0 + SERVER_ENDED_FLOOR_S
+
+
+def test_a_viewer_whose_join_was_missed_sees_what_runs() -> None:
+    """Its clock stops, and the floor of the unseen is over."""
+    audience = left()
+    audience.created("r", now=500.0)
+    audience.replace([BOB], now=501.0)
+    assert audience.due("r", PLAIN) is None
+    audience.leave("conn_2", floor_s=0.0, now=502.0)
+    assert audience.due("r", PLAIN) == 502.0
+
+
+def test_the_row_is_the_one_that_the_store_has() -> None:
+    """Whoever has left and come back meanwhile stands at its end."""
+    audience = Audience([ANN, BOB], now=0.0)
+    audience.replace([BOB, ANN], now=100.0)
+    assert list(audience.participants.values()) == [BOB.participant, ANN.participant]
+
+
+def test_the_same_viewers_again_are_no_news() -> None:
+    """The mapping stays the one that was told, and no clock is touched."""
+    audience = Audience([ANN, BOB], now=0.0)
+    kept = audience.participants
+    audience.replace([ANN, BOB], now=100.0)
+    assert audience.participants is kept
+
+
+def test_which_connections_an_instance_has() -> None:
+    """Those that are attached to it now."""
+    other = Viewer(participant("conn_3"), "inst_1")
+    audience = Audience([ANN], now=0.0)
+    audience.join(BOB)
+    audience.join(other)
+    assert audience.instances == {"inst_1", "inst_2"}
+    assert audience.attached_to("inst_1") == ["conn_1", "conn_3"]
+    audience.leave("conn_2", floor_s=0.0, now=1.0)
+    assert audience.instances == {"inst_1"}
+    assert audience.attached_to("inst_2") == []

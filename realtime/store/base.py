@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from msgspec import Struct
 
-from realtime.log import Entry
-from realtime.protocol import Participant, Session
+from realtime.errors import ConflictError
+from realtime.log import Deltas, Entry
+from realtime.protocol import CONTROL_CHANNEL, Participant, Session
 
 
 class PositionConflict(Exception):
@@ -31,13 +32,43 @@ class Write(Struct, frozen=True):
     expect: int | None = None
 
 
+def only_deltas(write: Write) -> bool:
+    """Whether a write says nothing but deltas: those that look at its session need not be told at once."""
+    return all(isinstance(entry, Deltas) for entry in write.entries)
+
+
+def ends_channel(write: Write) -> bool:
+    """Whether the last entry of a write is the end of its channel."""
+    last = write.entries[-1]
+    return not isinstance(last, Deltas) and last.ends_channel
+
+
+def is_free(write: Write) -> bool:
+    """Whether a full session takes it all the same: what ends something, or asks for an end."""
+    return write.channel == CONTROL_CHANNEL or ends_channel(write)
+
+
+def session_full() -> ConflictError:
+    """The session takes no more."""
+    return ConflictError("session_full", "The session holds as much as a session may; start a new one.")
+
+
+class Made(Struct, frozen=True, omit_defaults=True):
+    """The ids of what a command has made."""
+
+    response_id: str | None = None
+    item_id: str | None = None
+    task_id: str | None = None
+
+
 class CommandRecord(Struct, frozen=True):
     """A command that is recorded with its effect. `event_id` is the client's, unique for its user in a session;
-    `digest` tells whether another command under that id says the same."""
+    `digest` tells whether another command under that id says the same; `made` is what it has made."""
 
     user: str
     event_id: str
     digest: bytes
+    made: Made = Made()
 
 
 class Batch(Struct, frozen=True):
@@ -55,12 +86,32 @@ class Head(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """What the store knows of a session beside its logs: how it was made, how long it lives, its channels."""
+    """What the store knows of a session beside its logs: how it was made, how long it lives, its channels, and how
+    often somebody has joined or left it."""
 
     session: Session
     expires_in_s: float
     size_bytes: int
     heads: dict[str, Head]
+    audience: int
+
+
+class Viewer(Struct, frozen=True):
+    """A connection that looks at a session, and the instance that it is attached to: it counts while that one lives."""
+
+    participant: Participant
+    instance: str
+
+
+class Standing(Struct, frozen=True):
+    """Numbers that grow with what happens to a session: who knows them all has missed nothing of that kind.
+
+    The positions of its own channel and of its control channel, and how often somebody joined or left.
+    """
+
+    session: int
+    control: int
+    audience: int
 
 
 class Appended(Struct, frozen=True):
@@ -74,7 +125,7 @@ class Appended(Struct, frozen=True):
 class ViewerJoined(Struct, frozen=True):
     """Told to watchers: a connection looks at the session."""
 
-    participant: Participant
+    viewer: Viewer
 
 
 class ViewerLeft(Struct, frozen=True):
@@ -84,23 +135,37 @@ class ViewerLeft(Struct, frozen=True):
     floor_s: float
 
 
+class Missed(Struct, frozen=True):
+    """Told to watchers: something may have happened that was not told. What the store has has to be read again."""
+
+
 class Gone(Struct, frozen=True):
-    """Told to watchers: the store does not have the session any more."""
+    """Told to watchers, once, at the latest when a call finds it out: the store does not have the session any more.
 
-    reason: Literal["deleted", "expired"]
+    Somebody has `deleted` it, or the store has `lost` it: by its expiry, or by a fault.
+    """
+
+    reason: Literal["deleted", "lost"]
 
 
-Notice = Appended | ViewerJoined | ViewerLeft | Gone
+Notice = Appended | ViewerJoined | ViewerLeft | Missed | Gone
 Listener = Callable[[Notice], None]
 """Called on the event loop, in the order of the appends. It must not raise, await or append."""
+Unwatch = Callable[[], None]
+"""Ends a watch. Safe to call when the session is gone, and twice."""
 
 
 class Store(Protocol):
-    """Sessions, their logs, and who looks at them. Owned by `async with`.
+    """Sessions, their logs, who looks at them, and which instances live. Owned by `async with`.
 
-    Every method but `create` and `ping` raises `NotFound` (`session_not_found`) for a session that the store doesn't
-    know, whether it never was, expired, or was erased. Cancelling a call leaves its effect either whole or absent.
+    Every method that names a session, but `create` and those that watch, raises `NotFound` (`session_not_found`) for
+    one that the store doesn't know, whether it never was, expired, or was erased; and `StoreError` where the store
+    does not answer, within 1.5 s: then the call may have had its effect, or may still have it. Cancelling a call
+    leaves its effect either whole or absent.
     """
+
+    shared: bool
+    """Whether other processes see the same sessions."""
 
     async def create(self, session: Session) -> None:
         """Make a session. Its `expires_at` is not kept: the store knows better."""
@@ -111,10 +176,10 @@ class Store(Protocol):
     async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
         """Append to one or more channels of a session: all of it or nothing, and in the same step record `command`.
 
-        Raises `PositionConflict` if a channel is not where its write expects it, `CommandSeen` if the command is
-        recorded already, and `ConflictError` (`session_full`) if the session holds too much, unless the writes end a
-        channel or go to the control channel. Watchers are told in the order of the appends. Counts as use of the
-        session.
+        Raises `PositionConflict` if a channel is not where its write expects it or has ended, `CommandSeen` if the
+        command is recorded already, and `ConflictError` (`session_full`) if the session holds too much, unless all
+        writes end a channel or go to the control channel. Watchers are told in the order of the appends, those of
+        this process before the call returns. Counts as use of the session.
         """
 
     async def append_all(self, batches: Sequence[Batch]) -> list[Exception | None]:
@@ -126,26 +191,39 @@ class Store(Protocol):
     async def find_command(self, session_id: str, user: str, event_id: str) -> CommandRecord | None:
         """The record of a command; `None` if it was not carried out. At least the newest 1,000 are kept."""
 
-    def watch(self, session_id: str, listener: Listener) -> Callable[[], None]:
-        """Call `listener` for what happens to the session from now on; returns the function that ends it.
+    async def watch(self, session_id: str, listener: Listener) -> Unwatch:
+        """Call `listener` for what happens to the session from when this returns, but for appends of deltas alone.
 
-        Who watches first, then reads, then goes on by position misses nothing and sees nothing twice.
+        Who watches first, then reads, then goes on by position misses nothing and sees nothing twice. Where a store
+        can't be sure that it has told everything it tells `Missed`. An unknown session may be watched in vain.
         """
 
-    async def hold(self, session_id: str, viewers: Sequence[Participant], lease_s: float) -> None:
-        """Say that these connections look at the session for the next `lease_s`, unless said again before.
+    async def follow(self, session_id: str, channel: str, listener: Listener) -> Unwatch:
+        """The same for what `watch` leaves out, of one channel. Who runs a response doesn't need it."""
 
-        Counts as use of the session, also without viewers. Watchers are told of new ones.
-        """
+    async def join(self, session_id: str, viewer: Viewer) -> None:
+        """Say that a connection looks at the session; watchers are told. Nothing happens if it does already."""
 
-    async def release(self, session_id: str, connection_id: str, floor_s: float) -> None:
-        """Say that a connection is gone; watchers are told. Nothing happens if it isn't held."""
+    async def leave(self, session_id: str, connection_id: str, floor_s: float) -> None:
+        """Say that a connection is gone; watchers are told. Nothing happens if it never joined."""
 
-    async def viewers(self, session_id: str) -> list[Participant]:
-        """The connections that look at the session, the oldest first."""
+    async def viewers(self, session_id: str) -> list[Viewer]:
+        """The connections that look at the session, the oldest first, those of lost instances included."""
+
+    async def standings(self, session_ids: Sequence[str]) -> list[Standing | None]:
+        """Where sessions stand, in one round trip; `None` for one that the store doesn't know."""
 
     async def erase(self, session_id: str) -> None:
         """Forget the session and everything of it, at once."""
+
+    async def sign(self, instance: str, lease_s: float) -> None:
+        """Say that an instance lives, for the next `lease_s`."""
+
+    async def resign(self, instance: str) -> None:
+        """Say that it doesn't any more."""
+
+    async def living(self, instances: Collection[str]) -> set[str]:
+        """Those of the instances that have signed and whose leases have not run out."""
 
     async def ping(self) -> None:
         """Return if the store answers; raise `StoreError` if not."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from realtime.errors import ConflictError, session_not_found
+from realtime.errors import session_not_found
 from realtime.log import ChannelLog, Deltas, Entry, length
-from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, Participant, Session
+from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, Session
 from realtime.store.base import (
     Appended,
     Batch,
@@ -25,34 +25,26 @@ from realtime.store.base import (
     Notice,
     PositionConflict,
     Snapshot,
+    Standing,
+    Unwatch,
+    Viewer,
     ViewerJoined,
     ViewerLeft,
     Write,
+    ends_channel,
+    is_free,
+    only_deltas,
+    session_full,
 )
 
 KEPT_COMMANDS = 1000
 SWEEP_S = 1.0
 
 
-class _Lease(msgspec.Struct):
-    participant: Participant
-    deadline: float
-
-
 class _Stored:
     """One session: its logs, what ended, who looks, and when it expires."""
 
-    __slots__ = (
-        "channels",
-        "commands",
-        "deadline",
-        "finished",
-        "leases",
-        "listeners",
-        "next_lease",
-        "session",
-        "size",
-    )
+    __slots__ = ("audience", "channels", "commands", "deadline", "finished", "session", "size", "viewers")
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -61,22 +53,22 @@ class _Stored:
         self.channels = {SESSION_CHANNEL: ChannelLog()}
         self.finished: set[str] | None = None
         self.commands: dict[tuple[str, str], CommandRecord] | None = None
-        self.leases: dict[str, _Lease] = {}
-        self.next_lease = math.inf
-        """When the first of the leases may have run out."""
-        self.listeners: list[Listener] = []
+        self.viewers: dict[str, Viewer] = {}
+        self.audience = 0
+        """How often somebody joined or left."""
 
     def position(self, channel: str) -> int:
         log = self.channels.get(channel)
         return log.head if log else 0
 
-    def tell(self, notice: Notice) -> None:
-        for listener in tuple(self.listeners):
-            listener(notice)
+    def has_ended(self, channel: str) -> bool:
+        return self.finished is not None and channel in self.finished
 
 
 class MemoryStore:
     """See `realtime.store.base.Store`. `clock` gives monotonic seconds; tests pass their own."""
+
+    shared = False
 
     def __init__(
         self,
@@ -89,8 +81,10 @@ class MemoryStore:
         self._max_bytes = max_session_bytes
         self._clock = clock
         self._sessions: dict[str, _Stored] = {}
+        self._instances: dict[str, float] = {}
+        self._listeners: dict[tuple[str, str], list[Listener]] = {}
+        """By session and channel; those of the session's own channel hear of everything but deltas."""
         self._sweeper: asyncio.Task[None] | None = None
-        self._swept_at = clock()
 
     async def create(self, session: Session) -> None:
         stored = self._sessions[session.id] = _Stored(session)
@@ -98,9 +92,8 @@ class MemoryStore:
 
     async def load(self, session_id: str) -> Snapshot:
         stored = self._use(session_id)
-        finished = stored.finished or ()
-        heads = {name: Head(log.head, name in finished) for name, log in stored.channels.items()}
-        return Snapshot(stored.session, self._ttl_s, stored.size, heads)
+        heads = {name: Head(log.head, stored.has_ended(name)) for name, log in stored.channels.items()}
+        return Snapshot(stored.session, self._ttl_s, stored.size, heads, stored.audience)
 
     async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
         stored = self._use(session_id)
@@ -108,8 +101,8 @@ class MemoryStore:
         if command is not None:
             _record(stored, command)
         notices = [_write(stored, write) for write in writes]
-        for notice in notices:
-            stored.tell(notice)
+        for write, notice in zip(writes, notices, strict=True):
+            self._tell(session_id, notice, write.channel if only_deltas(write) else SESSION_CHANNEL)
 
     async def append_all(self, batches: Sequence[Batch]) -> list[Exception | None]:
         return [await self._try_append(batch) for batch in batches]
@@ -122,54 +115,58 @@ class MemoryStore:
         commands = self._use(session_id).commands
         return commands.get((user, event_id)) if commands else None
 
-    def watch(self, session_id: str, listener: Listener) -> Callable[[], None]:
-        listeners = self._find(session_id).listeners
-        listeners.append(listener)
-        return lambda: listeners.remove(listener)
+    async def watch(self, session_id: str, listener: Listener) -> Unwatch:
+        return await self.follow(session_id, SESSION_CHANNEL, listener)
 
-    async def hold(self, session_id: str, viewers: Sequence[Participant], lease_s: float) -> None:
+    async def follow(self, session_id: str, channel: str, listener: Listener) -> Unwatch:
+        self._listeners.setdefault((session_id, channel), []).append(listener)
+        return partial(self._unwatch, session_id, channel, listener)
+
+    async def join(self, session_id: str, viewer: Viewer) -> None:
         stored = self._use(session_id)
-        deadline = self._clock() + lease_s
-        for viewer in viewers:
-            is_new = viewer.connection_id not in stored.leases
-            stored.leases[viewer.connection_id] = _Lease(viewer, deadline)
-            if is_new:
-                stored.tell(ViewerJoined(viewer))
-        stored.next_lease = _next_lease(stored)
+        connection_id = viewer.participant.connection_id
+        if connection_id not in stored.viewers:
+            stored.viewers[connection_id] = viewer
+            stored.audience += 1
+            self._tell(session_id, ViewerJoined(viewer))
 
-    async def release(self, session_id: str, connection_id: str, floor_s: float) -> None:
+    async def leave(self, session_id: str, connection_id: str, floor_s: float) -> None:
         stored = self._use(session_id)
-        lease = stored.leases.pop(connection_id, None)
-        if lease is not None:
-            stored.tell(ViewerLeft(lease.participant, floor_s))
+        viewer = stored.viewers.pop(connection_id, None)
+        if viewer is not None:
+            stored.audience += 1
+            self._tell(session_id, ViewerLeft(viewer.participant, floor_s))
 
-    async def viewers(self, session_id: str) -> list[Participant]:
-        stored = self._find(session_id)
-        now = self._clock()
-        return [lease.participant for lease in stored.leases.values() if lease.deadline > now]
+    async def viewers(self, session_id: str) -> list[Viewer]:
+        return list(self._find(session_id).viewers.values())
+
+    async def standings(self, session_ids: Sequence[str]) -> list[Standing | None]:
+        return [self._standing(session_id) for session_id in session_ids]
 
     async def erase(self, session_id: str) -> None:
         self._find(session_id)
-        self._sessions.pop(session_id).tell(Gone("deleted"))
+        self._forget(session_id, Gone("deleted"))
+
+    async def sign(self, instance: str, lease_s: float) -> None:
+        self._instances[instance] = self._clock() + lease_s
+
+    async def resign(self, instance: str) -> None:
+        self._instances.pop(instance, None)
+
+    async def living(self, instances: Collection[str]) -> set[str]:
+        now = self._clock()
+        return {instance for instance in instances if self._instances.get(instance, 0.0) > now}
 
     async def ping(self) -> None:
         return
 
     def sweep(self) -> None:
-        """Forget the sessions whose time is over, and leases that were not renewed.
-
-        A process that stood still could not renew any: the first sweep after that blames nobody.
-        """
+        """Forget the sessions and the instances whose time is over."""
         now = self._clock()
-        stood_still = now - self._swept_at > 2 * SWEEP_S
-        self._swept_at = now
-        for session_id, stored in list(self._sessions.items()):
-            if stored.deadline <= now:
-                del self._sessions[session_id]
-                stored.tell(Gone("expired"))
-                continue
-            if stored.next_lease <= now and not stood_still:
-                _drop_lost(stored, now)
+        for session_id in [name for name, stored in self._sessions.items() if stored.deadline <= now]:
+            self._forget(session_id, Gone("lost"))
+        for instance in [name for name, deadline in self._instances.items() if deadline <= now]:
+            del self._instances[instance]
 
     async def __aenter__(self) -> Self:
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="memory store sweeper")
@@ -186,6 +183,27 @@ class MemoryStore:
         while True:
             await asyncio.sleep(SWEEP_S)
             self.sweep()
+
+    def _forget(self, session_id: str, gone: Gone) -> None:
+        del self._sessions[session_id]
+        self._tell(session_id, gone)
+
+    def _tell(self, session_id: str, notice: Notice, channel: str = SESSION_CHANNEL) -> None:
+        for listener in tuple(self._listeners.get((session_id, channel), ())):
+            listener(notice)
+
+    def _unwatch(self, session_id: str, channel: str, listener: Listener) -> None:
+        listeners = self._listeners.get((session_id, channel), [])
+        if listener in listeners:
+            listeners.remove(listener)
+        if not listeners:
+            self._listeners.pop((session_id, channel), None)
+
+    def _standing(self, session_id: str) -> Standing | None:
+        stored = self._sessions.get(session_id)
+        if stored is None or stored.deadline <= self._clock():
+            return None
+        return Standing(stored.position(SESSION_CHANNEL), stored.position(CONTROL_CHANNEL), stored.audience)
 
     def _find(self, session_id: str) -> _Stored:
         stored = self._sessions.get(session_id)
@@ -205,10 +223,10 @@ class MemoryStore:
         if command is not None and stored.commands and (command.user, command.event_id) in stored.commands:
             raise CommandSeen
         for write in writes:
-            if write.expect is not None and write.expect != stored.position(write.channel):
+            if stored.has_ended(write.channel) or write.expect not in {None, stored.position(write.channel)}:
                 raise PositionConflict
-        if stored.size >= self._max_bytes and not any(map(_is_free, writes)):
-            raise ConflictError("session_full", "The session holds as much as a session may; start a new one.")
+        if writes and stored.size >= self._max_bytes and not all(map(is_free, writes)):
+            raise session_full()
 
     async def _try_append(self, batch: Batch) -> Exception | None:
         try:
@@ -218,17 +236,6 @@ class MemoryStore:
         return None
 
 
-def _drop_lost(stored: _Stored, now: float) -> None:
-    for lease in [lease for lease in stored.leases.values() if lease.deadline <= now]:
-        del stored.leases[lease.participant.connection_id]
-        stored.tell(ViewerLeft(lease.participant, 0.0))
-    stored.next_lease = _next_lease(stored)
-
-
-def _next_lease(stored: _Stored) -> float:
-    return min((lease.deadline for lease in stored.leases.values()), default=math.inf)
-
-
 def _write(stored: _Stored, write: Write) -> Appended:
     log = stored.channels.get(write.channel)
     if log is None:
@@ -236,7 +243,7 @@ def _write(stored: _Stored, write: Write) -> Appended:
     first = log.head + 1
     log.extend(write.entries)
     stored.size += sum(map(_size, write.entries))
-    if _ends(write):
+    if ends_channel(write):
         stored.finished = stored.finished or set()
         stored.finished.add(write.channel)
     return Appended(write.channel, first, write.entries)
@@ -247,16 +254,6 @@ def _record(stored: _Stored, command: CommandRecord) -> None:
     commands[command.user, command.event_id] = command
     if len(commands) > KEPT_COMMANDS:
         del commands[next(iter(commands))]
-
-
-def _is_free(write: Write) -> bool:
-    """Whether a full session takes it all the same: what ends something, or asks for an end."""
-    return write.channel == CONTROL_CHANNEL or _ends(write)
-
-
-def _ends(write: Write) -> bool:
-    last = write.entries[-1]
-    return not isinstance(last, Deltas) and last.ends_channel
 
 
 def _size(entry: Entry) -> int:

@@ -60,9 +60,9 @@ def created(response_id: str, overrides: Overrides | None = None) -> ResponseCre
     return ResponseCreated(response=response, overrides=overrides)
 
 
-def begun(response_id: str) -> ResponseInProgress:
-    """A response runs."""
-    return ResponseInProgress(response_id=response_id)
+def begun(response_id: str, instance: str | None = None) -> ResponseInProgress:
+    """A response runs, on an instance."""
+    return ResponseInProgress(response_id=response_id, instance=instance)
 
 
 def spoken(response_id: str, *texts: str) -> Deltas:

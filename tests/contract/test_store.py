@@ -1,14 +1,14 @@
 """What every store promises: each sentence of `realtime.store.base` is a test, run over each implementation.
 
-To plug one in, add an entry to `IMPLEMENTATIONS`: a function that opens a store with sessions that live for `TTL_S`
-and hold `MAX_BYTES`, and says how its time passes.
+To plug one in, add it to the parameters of `implementation`: it needs a store with sessions that live for `TTL_S` and
+hold `MAX_BYTES`, and a way to let its time pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from realtime.control import CancelResponse
 from realtime.errors import ConflictError, NotFound
 from realtime.log import Deltas, Entry
 from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, ChannelEvent, Overrides, ReasoningDelta
-from realtime.session import CancelResponse
 from realtime.store.base import (
     Appended,
     Batch,
@@ -27,15 +27,21 @@ from realtime.store.base import (
     CommandSeen,
     Gone,
     Head,
+    Made,
     Notice,
     PositionConflict,
+    Standing,
     Store,
+    Unwatch,
+    Viewer,
     ViewerJoined,
     ViewerLeft,
     Write,
 )
 from realtime.store.memory import MemoryStore
 from tests.contract import begun, closed, created, done, flat, item, participant, session, spoken
+from tests.contract.redis_subject import redis_store, running
+from tests.support.redis_server import redis_cluster, redis_server
 
 TTL_S = 100.0
 LEASE_S = 10.0
@@ -70,13 +76,41 @@ async def memory() -> AsyncIterator[Subject]:
         yield Subject(in_process, advance)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[], AbstractAsyncContextManager[Subject]]] = {"memory": memory}
+@asynccontextmanager
+async def in_redis(ports: list[int]) -> AsyncIterator[Subject]:
+    """The store in Redis, whose keys grow older at a word."""
+    async with redis_store(ports, session_ttl_s=TTL_S, max_session_bytes=MAX_BYTES) as (store, advance):
+        yield Subject(store, advance)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+@pytest.fixture(scope="module")
+def redis_ports() -> Iterator[list[int]]:
+    """The port of a Redis."""
+    with running(redis_server()) as redis:
+        yield [redis.port]
+
+
+@pytest.fixture(scope="module")
+def cluster_ports() -> Iterator[list[int]]:
+    """The ports of a cluster's nodes."""
+    with running(redis_cluster()) as cluster:
+        yield cluster.ports
+
+
+@pytest.fixture(params=["memory", "redis", "cluster"])
+def implementation(
+    request: pytest.FixtureRequest, redis_ports: list[int], cluster_ports: list[int]
+) -> AbstractAsyncContextManager[Subject]:
+    """One of the stores."""
+    if request.param == "memory":
+        return memory()
+    return in_redis(redis_ports if request.param == "redis" else cluster_ports)
+
+
+@pytest.fixture
+async def subject(implementation: AbstractAsyncContextManager[Subject]) -> AsyncIterator[Subject]:
     """A store in which the session `SESSION` was just made."""
-    async with IMPLEMENTATIONS[request.param]() as subject:
+    async with implementation as subject:
         await subject.store.create(session(SESSION))
         yield subject
 
@@ -90,12 +124,12 @@ def store(subject: Subject) -> Store:
 class Told:
     """What a watcher of a session was told, in order. A store may tell it a while after the call."""
 
-    def __init__(self, store: Store, session_id: str = SESSION) -> None:
+    def __init__(self) -> None:
         self.notices: list[Notice] = []
+        self.end: Unwatch
         self._news = asyncio.Event()
-        self.end = store.watch(session_id, self._listen)
 
-    def _listen(self, notice: Notice) -> None:
+    def listen(self, notice: Notice) -> None:
         self.notices.append(notice)
         self._news.set()
 
@@ -114,6 +148,19 @@ class Told:
     def appended(self, channel: str) -> list[Appended]:
         """What was told of a channel."""
         return [notice for notice in self.notices if isinstance(notice, Appended) and notice.channel == channel]
+
+
+async def watching(store: Store, *channels: str) -> Told:
+    """Somebody who watches the session, and follows these channels of it."""
+    told = Told()
+    told.end = await store.watch(SESSION, told.listen)
+    for channel in channels:
+        await store.follow(SESSION, channel, told.listen)
+    return told
+
+
+def viewer(connection_id: str, user: str = "ann", instance: str = "inst_1") -> Viewer:
+    return Viewer(participant(connection_id, user), instance)
 
 
 def record(event_id: str, *, user: str = "ann", digest: bytes = b"d") -> CommandRecord:
@@ -153,8 +200,8 @@ async def test_a_new_session_has_an_empty_channel_of_its_own(store: Store) -> No
 
 
 async def test_load_tells_how_long_the_session_lives(store: Store) -> None:
-    """`expires_in_s` is the whole time, because loading is a use."""
-    assert (await store.load(SESSION)).expires_in_s == pytest.approx(TTL_S, abs=1)
+    """`expires_in_s` is about the whole time, because loading is a use."""
+    assert TTL_S * 0.95 - 1 <= (await store.load(SESSION)).expires_in_s <= TTL_S
 
 
 async def test_load_tells_where_channels_stand(store: Store) -> None:
@@ -301,6 +348,15 @@ async def test_another_position_is_a_conflict(store: Store, expect: int) -> None
     assert (await heads(store))["resp_1"] == Head(2, finished=False)
 
 
+@pytest.mark.parametrize("expect", [None, 3])
+async def test_nothing_follows_an_end(store: Store, expect: int | None) -> None:
+    """A channel that has ended takes no more, whatever the writer expects."""
+    await append(store, "resp_1", begun("resp_1"), spoken("resp_1", "a"), done("resp_1"))
+    with pytest.raises(PositionConflict):
+        await append(store, "resp_1", spoken("resp_1", "b"), expect=expect)
+    assert (await heads(store))["resp_1"] == Head(3, finished=True)
+
+
 async def test_one_claim_wins(store: Store) -> None:
     """Of many that append to an empty channel at once, each expecting it to be empty, one succeeds."""
 
@@ -335,7 +391,7 @@ async def test_two_channels_are_both_written(store: Store) -> None:
 
 async def test_a_refused_append_tells_nobody(store: Store) -> None:
     """Watchers hear nothing of what was not written."""
-    told = Told(store)
+    told = await watching(store)
     with pytest.raises(PositionConflict):
         await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")]), Write("resp_1", [begun("resp_1")], 5)])
     await append(store, "resp_2", begun("resp_2"))
@@ -368,6 +424,15 @@ async def test_a_command_is_recorded_with_its_effect(store: Store) -> None:
     """What was recorded is found again, digest and all."""
     await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1", digest=b"\x00\xff"))
     assert await store.find_command(SESSION, "ann", "e1") == record("e1", digest=b"\x00\xff")
+
+
+async def test_a_command_s_record_tells_what_it_made(store: Store) -> None:
+    """The ids come back with it; a command without an effect is recorded as well."""
+    made = replace(record("e1"), made=Made(response_id="resp_1", item_id="item_1"))
+    await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], made)
+    await store.append(SESSION, [], record("e2"))
+    assert await store.find_command(SESSION, "ann", "e1") == made
+    assert await store.find_command(SESSION, "ann", "e2") == record("e2")
 
 
 async def test_a_command_that_never_came_is_not_found(store: Store) -> None:
@@ -459,6 +524,15 @@ async def test_a_full_session_can_be_told_to_stop(store: Store) -> None:
     await append(store, CONTROL_CHANNEL, CancelResponse(response_id="resp_1", reason="cancelled"))
 
 
+async def test_a_full_session_takes_no_content_beside_a_request_to_stop(store: Store) -> None:
+    """What is free opens the session to nothing else: an interrupting response brings its item along."""
+    await fill(store)
+    stop = Write(CONTROL_CHANNEL, [CancelResponse(response_id="resp_1", reason="interrupted")])
+    with pytest.raises(ConflictError) as refusal:
+        await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")]), stop])
+    assert refusal.value.code == "session_full"
+
+
 async def test_a_command_refused_by_a_full_session_is_not_recorded(store: Store) -> None:
     """It may be tried again."""
     await fill(store)
@@ -511,7 +585,7 @@ async def test_append_all_of_nothing(store: Store) -> None:
 
 async def test_append_all_tells_watchers(store: Store) -> None:
     """A flush is told like an append."""
-    told = Told(store)
+    told = await watching(store, "resp_1")
     await store.append_all([Batch(SESSION, [Write("resp_1", [spoken("resp_1", "a", "b")])])])
     await told.until(len)
     assert told.positions("resp_1") == flat([spoken("resp_1", "a", "b")])
@@ -522,7 +596,7 @@ async def test_append_all_tells_watchers(store: Store) -> None:
 
 async def test_watchers_are_told_in_order(store: Store) -> None:
     """Each append is told with the position of its first entry, in the order of the appends."""
-    told = Told(store)
+    told = await watching(store, "resp_1")
     await append(store, SESSION_CHANNEL, item("hi"), created("resp_1"))
     await append(store, "resp_1", begun("resp_1"))
     await append(store, "resp_1", spoken("resp_1", "a", "b"))
@@ -539,15 +613,28 @@ async def test_watchers_are_told_in_order(store: Store) -> None:
 
 async def test_one_append_over_two_channels_is_told_in_its_order(store: Store) -> None:
     """The writes of an append are told in the order in which they were given."""
-    told = Told(store)
+    told = await watching(store)
     await store.append(SESSION, [Write(SESSION_CHANNEL, [created("resp_1")]), Write("resp_1", [begun("resp_1")])])
     await told.until(lambda notices: len(notices) == 2)
     assert [notice.channel for notice in told.notices if isinstance(notice, Appended)] == [SESSION_CHANNEL, "resp_1"]
 
 
+async def test_deltas_are_told_to_followers_alone(store: Store) -> None:
+    """Who only watches hears of what is more than deltas, and of its place after them."""
+    told, following = await watching(store), await watching(store, "resp_1")
+    await append(store, "resp_1", begun("resp_1"))
+    await append(store, "resp_1", spoken("resp_1", "a", "b"))
+    await append(store, "resp_2", spoken("resp_2", "x"))
+    await append(store, "resp_1", spoken("resp_1", "c"), done("resp_1"))
+    await following.until(lambda notices: len(notices) == 3)
+    await told.until(lambda notices: len(notices) == 2)
+    assert [notice.first for notice in told.appended("resp_1")] == [1, 4]
+    assert following.positions("resp_1") == await whole(store, "resp_1")
+
+
 async def test_every_watcher_is_told(store: Store) -> None:
     """Two watchers of one session hear the same."""
-    one, other = Told(store), Told(store)
+    one, other = await watching(store), await watching(store)
     await append(store, "resp_1", begun("resp_1"))
     assert await one.until(len) == await other.until(len)
 
@@ -555,7 +642,7 @@ async def test_every_watcher_is_told(store: Store) -> None:
 async def test_a_watcher_hears_of_its_session_only(store: Store) -> None:
     """What happens to another session is not told."""
     await store.create(session("sess_2"))
-    told = Told(store)
+    told = await watching(store)
     await store.append("sess_2", [Write("resp_2", [begun("resp_2")])])
     await append(store, "resp_1", begun("resp_1"))
     await told.until(len)
@@ -564,7 +651,7 @@ async def test_a_watcher_hears_of_its_session_only(store: Store) -> None:
 
 async def test_a_watch_ends(store: Store) -> None:
     """After its end a watcher is told nothing, while others are."""
-    ended, other = Told(store), Told(store)
+    ended, other = await watching(store), await watching(store)
     ended.end()
     await append(store, "resp_1", begun("resp_1"))
     await other.until(len)
@@ -574,7 +661,7 @@ async def test_a_watch_ends(store: Store) -> None:
 async def test_what_happened_before_is_not_told(store: Store) -> None:
     """A watch begins now."""
     await append(store, "resp_1", begun("resp_1"))
-    told = Told(store)
+    told = await watching(store, "resp_1")
     await append(store, "resp_1", spoken("resp_1", "a"))
     await told.until(len)
     assert [notice.first for notice in told.appended("resp_1")] == [2]
@@ -596,7 +683,7 @@ async def test_watch_then_read_has_no_seam(store: Store, seed: int) -> None:
             group.create_task(write(name))
         for _ in range(dice.randrange(60)):
             await asyncio.sleep(0)
-        told = Told(store)
+        told = await watching(store, "resp_1")
         for _ in range(dice.randrange(5)):
             await asyncio.sleep(0)
         mine = flat(await store.read(SESSION, "resp_1", 0, ALL))
@@ -608,107 +695,120 @@ async def test_watch_then_read_has_no_seam(store: Store, seed: int) -> None:
     assert mine == await whole(store, "resp_1")
 
 
-# --- viewers and their leases --------------------------------------------------------------------------------------
+# --- viewers and instances -----------------------------------------------------------------------------------------
 
 
-async def test_who_holds_is_a_viewer(store: Store) -> None:
-    """Viewers are listed as they were given, the oldest first, and watchers are told of each."""
-    told = Told(store)
-    ann, bob = participant("conn_1"), participant("conn_2", "bob")
-    await store.hold(SESSION, [ann], LEASE_S)
-    await store.hold(SESSION, [bob], LEASE_S)
+async def test_who_joins_is_a_viewer(store: Store) -> None:
+    """Viewers are listed the oldest first, with their instances, and watchers are told of each."""
+    told = await watching(store)
+    ann, bob = viewer("conn_1"), viewer("conn_2", "bob", "inst_2")
+    await store.join(SESSION, ann)
+    await store.join(SESSION, bob)
     assert await store.viewers(SESSION) == [ann, bob]
     assert await told.until(lambda notices: len(notices) == 2) == [ViewerJoined(ann), ViewerJoined(bob)]
 
 
-async def test_many_are_held_at_once(store: Store) -> None:
-    """One call holds several, in their order."""
-    viewers = [participant(f"conn_{number}") for number in range(12)]
-    await store.hold(SESSION, viewers, LEASE_S)
+async def test_many_viewers_keep_their_order(store: Store) -> None:
+    """They stand as they came, not by their ids."""
+    viewers = [viewer(f"conn_{number}") for number in range(12)]
+    for one in viewers:
+        await store.join(SESSION, one)
     assert await store.viewers(SESSION) == viewers
 
 
-async def test_a_renewal_keeps_the_order_and_is_not_told(store: Store) -> None:
-    """Who is held again stays where it stood, and nobody hears of it."""
-    told = Told(store)
-    viewers = [participant(f"conn_{number}") for number in range(3)]
-    await store.hold(SESSION, viewers, LEASE_S)
-    await store.hold(SESSION, viewers[:1], LEASE_S)
-    await store.hold(SESSION, [participant("conn_last")], LEASE_S)
-    assert await store.viewers(SESSION) == [*viewers, participant("conn_last")]
-    await told.until(lambda notices: notices[-1:] == [ViewerJoined(participant("conn_last"))])
+async def test_who_joins_twice_is_told_once(store: Store) -> None:
+    """Who is there already stays where it stood, and nobody hears of it."""
+    told = await watching(store)
+    viewers = [viewer(f"conn_{number}") for number in range(3)]
+    for one in [*viewers, viewers[0], viewer("conn_last")]:
+        await store.join(SESSION, one)
+    assert await store.viewers(SESSION) == [*viewers, viewer("conn_last")]
+    await told.until(lambda notices: notices[-1:] == [ViewerJoined(viewer("conn_last"))])
     assert len(told.notices) == 4
 
 
-async def test_a_lease_runs_out(subject: Subject) -> None:
-    """Who is not held again in time is no viewer, and watchers are told, without a floor."""
-    told = Told(subject.store)
-    await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
-    await subject.advance(LEASE_S - 1)
-    assert await subject.store.viewers(SESSION) == [participant("conn_1")]
-    await subject.advance(2)
-    assert await subject.store.viewers(SESSION) == []
-    await told.until(lambda notices: len(notices) == 2)
-    assert told.notices[1] == ViewerLeft(participant("conn_1"), 0.0)
+async def test_who_leaves_and_comes_back_is_the_newest(store: Store) -> None:
+    """A viewer that joins again has joined anew."""
+    for name in ("conn_1", "conn_2"):
+        await store.join(SESSION, viewer(name))
+    await store.leave(SESSION, "conn_1", 0.0)
+    await store.join(SESSION, viewer("conn_1"))
+    assert await store.viewers(SESSION) == [viewer("conn_2"), viewer("conn_1")]
 
 
-async def test_a_renewed_lease_lasts(subject: Subject) -> None:
-    """Held again before it ran out, a lease counts from then."""
-    for _ in range(3):
-        await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
-        await subject.advance(LEASE_S - 1)
-    assert await subject.store.viewers(SESSION) == [participant("conn_1")]
-
-
-async def test_leases_run_out_one_by_one(subject: Subject) -> None:
-    """The end of one viewer's lease leaves the other's."""
-    told = Told(subject.store)
-    viewers = [participant("conn_1"), participant("conn_2")]
-    await subject.store.hold(SESSION, viewers, LEASE_S)
-    await subject.advance(LEASE_S - 1)
-    await subject.store.hold(SESSION, viewers[1:], LEASE_S)
-    await subject.advance(2)
-    assert await subject.store.viewers(SESSION) == viewers[1:]
-    await told.until(lambda notices: len(notices) == 3)
-    assert told.notices[2] == ViewerLeft(viewers[0], 0.0)
-
-
-async def test_who_comes_back_is_told_anew(subject: Subject) -> None:
-    """After its lease ran out a viewer that is held again has joined again, as the newest."""
-    told = Told(subject.store)
-    await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
-    await subject.advance(LEASE_S + 1)
-    await subject.store.hold(SESSION, [participant("conn_2"), participant("conn_1")], LEASE_S)
-    assert await subject.store.viewers(SESSION) == [participant("conn_2"), participant("conn_1")]
-    await told.until(lambda notices: len(notices) == 4)
-    assert told.notices[2:] == [ViewerJoined(participant("conn_2")), ViewerJoined(participant("conn_1"))]
-
-
-async def test_release_tells_the_floor(store: Store) -> None:
-    """A released viewer is gone at once, and watchers are told which grace it deserves."""
-    told = Told(store)
-    await store.hold(SESSION, [participant("conn_1"), participant("conn_2")], LEASE_S)
-    await store.release(SESSION, "conn_1", 15.0)
-    assert await store.viewers(SESSION) == [participant("conn_2")]
+async def test_leaving_tells_the_floor(store: Store) -> None:
+    """A viewer that leaves is gone at once, and watchers are told which grace it deserves."""
+    told = await watching(store)
+    for name in ("conn_1", "conn_2"):
+        await store.join(SESSION, viewer(name))
+    await store.leave(SESSION, "conn_1", 15.0)
+    assert await store.viewers(SESSION) == [viewer("conn_2")]
     await told.until(lambda notices: len(notices) == 3)
     assert told.notices[2] == ViewerLeft(participant("conn_1"), 15.0)
 
 
-async def test_release_of_nobody_does_nothing(store: Store) -> None:
-    """A connection that isn't held, or not any more, is released without a word."""
-    told = Told(store)
-    await store.hold(SESSION, [participant("conn_1")], LEASE_S)
+async def test_leaving_twice_does_nothing(store: Store) -> None:
+    """A connection that isn't there, or not any more, leaves without a word."""
+    told = await watching(store)
+    await store.join(SESSION, viewer("conn_1"))
     for _ in range(2):
-        await store.release(SESSION, "conn_1", 0.0)
-    await store.release(SESSION, "conn_none", 0.0)
+        await store.leave(SESSION, "conn_1", 0.0)
+    await store.leave(SESSION, "conn_none", 0.0)
     await append(store, "resp_1", begun("resp_1"))
     await told.until(lambda _: told.appended("resp_1"))
     assert [type(notice) for notice in told.notices] == [ViewerJoined, ViewerLeft, Appended]
 
 
 async def test_nobody_looks_at_a_new_session(store: Store) -> None:
-    """There are no viewers before the first `hold`."""
+    """There are no viewers before the first has joined."""
     assert await store.viewers(SESSION) == []
+
+
+async def test_an_instance_lives_while_it_signs(subject: Subject) -> None:
+    """Signed again before its lease ran out, an instance lives on; after that it doesn't."""
+    store = subject.store
+    for _ in range(3):
+        await store.sign("inst_1", LEASE_S)
+        await subject.advance(LEASE_S - 1)
+    assert await store.living(["inst_1"]) == {"inst_1"}
+    await subject.advance(2)
+    assert await store.living(["inst_1"]) == set()
+
+
+async def test_an_instance_that_resigns_is_dead(store: Store) -> None:
+    """Whatever is left of its lease; and it may sign again."""
+    for name in ("inst_1", "inst_2"):
+        await store.sign(name, LEASE_S)
+    await store.resign("inst_1")
+    await store.resign("inst_none")
+    assert await store.living(["inst_1", "inst_2", "inst_none"]) == {"inst_2"}
+    await store.sign("inst_1", LEASE_S)
+    assert await store.living(["inst_1"]) == {"inst_1"}
+
+
+# --- standings -----------------------------------------------------------------------------------------------------
+
+
+async def test_standings_grow_with_what_happens(store: Store) -> None:
+    """Each of the three numbers counts its own kind of happening, and nothing else does."""
+    await append(store, SESSION_CHANNEL, item("hi"), created("resp_1"))
+    await append(store, "resp_1", begun("resp_1"), spoken("resp_1", "a", "b"))
+    await append(store, CONTROL_CHANNEL, CancelResponse(response_id="resp_1", reason="cancelled"))
+    await store.join(SESSION, viewer("conn_1"))
+    await store.join(SESSION, viewer("conn_1"))
+    await store.join(SESSION, viewer("conn_2"))
+    await store.leave(SESSION, "conn_1", 0.0)
+    assert await store.standings([SESSION]) == [Standing(session=2, control=1, audience=3)]
+    assert (await store.load(SESSION)).audience == 3
+
+
+async def test_standings_of_many(store: Store) -> None:
+    """They come in the order in which they were asked for; an unknown session has none."""
+    await store.create(session("sess_2"))
+    await append(store, SESSION_CHANNEL, closed())
+    standings = await store.standings(["sess_2", "sess_none", SESSION])
+    assert standings == [Standing(0, 0, 0), None, Standing(1, 0, 0)]
+    assert await store.standings([]) == []
 
 
 # --- expiry, erasure, and sessions that are not there --------------------------------------------------------------
@@ -720,17 +820,18 @@ USES: dict[str, Use] = {
     "load": lambda store, name: store.load(name),
     "append": lambda store, name: store.append(name, DELTA),
     "append_all": lambda store, name: store.append_all([Batch(name, DELTA)]),
-    "hold": lambda store, name: store.hold(name, [participant("conn_1")], LEASE_S),
-    "hold nobody": lambda store, name: store.hold(name, [], LEASE_S),
+    "join": lambda store, name: store.join(name, viewer("conn_1")),
 }
 CALLS: dict[str, Use] = {
     **{name: use for name, use in USES.items() if name != "append_all"},
     "read": lambda store, name: store.read(name, SESSION_CHANNEL, 0, ALL),
     "find_command": lambda store, name: store.find_command(name, "ann", "e1"),
-    "release": lambda store, name: store.release(name, "conn_1", 0.0),
+    "leave": lambda store, name: store.leave(name, "conn_1", 0.0),
     "viewers": lambda store, name: store.viewers(name),
     "erase": lambda store, name: store.erase(name),
 }
+MARGIN_S = TTL_S / 20 + 1
+"""A use moves a session's end at most so much less than its time to live: not every use moves it."""
 
 
 async def lose(subject: Subject, how: str) -> None:
@@ -743,33 +844,33 @@ async def lose(subject: Subject, how: str) -> None:
 
 async def test_a_session_expires(subject: Subject) -> None:
     """`TTL_S` after its last use a session is gone, and watchers are told, once."""
-    told = Told(subject.store)
-    await subject.advance(TTL_S - 1)
+    told = await watching(subject.store)
+    await subject.advance(TTL_S - MARGIN_S)
     await append(subject.store, "resp_1", begun("resp_1"))
     await subject.advance(TTL_S + 1)
     with pytest.raises(NotFound):
         await subject.store.load(SESSION)
     await told.until(lambda notices: len(notices) == 2)
     await subject.advance(TTL_S)
-    assert told.notices[1:] == [Gone("expired")]
+    assert told.notices[1:] == [Gone("lost")]
 
 
 @pytest.mark.parametrize("name", USES)
 async def test_use_moves_expiry(subject: Subject, name: str) -> None:
     """Each use lets the session live for `TTL_S` from then."""
     for _ in range(2):
-        await subject.advance(TTL_S - 1)
+        await subject.advance(TTL_S - MARGIN_S)
         await USES[name](subject.store, SESSION)
-    await subject.advance(TTL_S - 1)
-    assert await subject.store.viewers(SESSION) == []
+    await subject.advance(TTL_S - MARGIN_S)
+    assert await subject.store.read(SESSION, "resp_9", 0, ALL) == []
 
 
 async def test_sessions_expire_one_by_one(subject: Subject) -> None:
     """The use of one session does not keep another."""
     await subject.store.create(session("sess_2"))
-    await subject.advance(TTL_S - 1)
+    await subject.advance(TTL_S - MARGIN_S)
     await subject.store.load("sess_2")
-    await subject.advance(2)
+    await subject.advance(MARGIN_S + 1)
     with pytest.raises(NotFound):
         await subject.store.load(SESSION)
     await subject.store.load("sess_2")
@@ -796,13 +897,6 @@ async def test_a_session_that_never_was_is_unknown_to_every_call(store: Store, n
     assert refusal.value.code == "session_not_found"
 
 
-async def test_a_session_that_is_unknown_is_not_watched(store: Store) -> None:
-    """`watch` refuses it as well."""
-    with pytest.raises(NotFound) as refusal:
-        store.watch("sess_none", lambda _: None)
-    assert refusal.value.code == "session_not_found"
-
-
 @pytest.mark.parametrize("how", ["expired", "erased"])
 async def test_no_append_brings_a_session_back(subject: Subject, how: str) -> None:
     """An append to a session that is gone leaves it gone, alone or among others."""
@@ -819,7 +913,7 @@ async def test_no_append_brings_a_session_back(subject: Subject, how: str) -> No
 
 async def test_erase_tells_watchers(store: Store) -> None:
     """Everyone who watches hears that the session was deleted, and nothing after it."""
-    one, other = Told(store), Told(store)
+    one, other = await watching(store), await watching(store)
     await append(store, "resp_1", begun("resp_1"))
     await store.erase(SESSION)
     for told in (one, other):
@@ -829,8 +923,8 @@ async def test_erase_tells_watchers(store: Store) -> None:
 
 async def test_an_erased_session_is_not_told_of_again(subject: Subject) -> None:
     """Its time running out later is no news."""
-    told = Told(subject.store)
-    await subject.store.hold(SESSION, [participant("conn_1")], LEASE_S)
+    told = await watching(subject.store)
+    await subject.store.join(SESSION, viewer("conn_1"))
     await subject.store.erase(SESSION)
     await subject.advance(TTL_S + 1)
     await told.until(lambda notices: len(notices) == 2)
@@ -840,7 +934,7 @@ async def test_an_erased_session_is_not_told_of_again(subject: Subject) -> None:
 async def test_erase_forgets_everything(store: Store) -> None:
     """A session made anew under the same id has nothing of the old one."""
     await store.append(SESSION, [Write(SESSION_CHANNEL, [item("hi")])], record("e1"))
-    await store.hold(SESSION, [participant("conn_1")], LEASE_S)
+    await store.join(SESSION, viewer("conn_1"))
     await store.erase(SESSION)
     await store.create(session(SESSION))
     assert await heads(store) == {SESSION_CHANNEL: Head(0, finished=False)}
@@ -857,7 +951,7 @@ async def test_erase_leaves_other_sessions(store: Store) -> None:
 
 async def test_a_watch_of_an_erased_session_may_end(store: Store) -> None:
     """Who ends its watch after the session is gone does no harm."""
-    told = Told(store)
+    told = await watching(store)
     await store.erase(SESSION)
     await told.until(len)
     told.end()

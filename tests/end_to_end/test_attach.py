@@ -13,6 +13,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from realtime.protocol import Participant
+from realtime.store.base import Viewer
 from tests.end_to_end import PATIENCE_S, Model, dialled, echo, events_of, frames_until_closed, settled, until_closed
 from tests.support.client import Client, Event, Transcript, attached
 from tests.support.server import RunningServer, running_server
@@ -158,7 +159,8 @@ async def test_first_frame_keeps_to_the_limit_with_many_participants() -> None:
             Participant(user="anonymous", connection_id=f"conn_{number:032x}", since="2030-01-01T00:00:00.000000Z")
             for number in range(2500)
         ]
-        await server.engine.store.hold(session_id, crowd, 60)
+        for participant in crowd:
+            await server.engine.store.join(session_id, Viewer(participant, server.engine.instance))
         async with dialled(server, {"session_id": session_id}) as socket:
             frame = await socket.recv()
             assert isinstance(frame, str)

@@ -65,5 +65,6 @@ async def test_clients_are_told_that_their_instance_goes_away() -> None:
     async with running_server(Held()) as server, attached(server) as client:
         server.stop()
         told = await client.until("session.going_away")
-        assert told["reconnect_after_ms"] >= told["time_left_ms"] > 0
+        assert told["reconnect_after_ms"] >= 0
+        assert told["time_left_ms"] > 0
         assert await client.until_closed() == 1012

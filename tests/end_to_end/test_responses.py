@@ -577,7 +577,7 @@ async def test_interrupt_ends_what_runs_and_waits_before_it_starts() -> None:
                     stored.append(f"{type(entry).__name__} {entry.response_id}")
 
     async with running_server(model) as server, attached(server) as client:
-        unwatch = server.engine.store.watch(client.session_id, note)
+        unwatch = await server.engine.store.watch(client.session_id, note)
         running = await client.respond("one", response_id="running")
         first = await model.turn()
         first.say("partial")

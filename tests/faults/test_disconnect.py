@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from realtime.connection import Closing, Connection
+from realtime.feed import Closing, Feed
 from realtime.protocol import CloseCode
 from realtime.responders.base import Request, ResponderEvent
 from tests.support.client import Client, Transcript, attached
@@ -251,7 +251,7 @@ async def close_code(client: Client) -> int | None:
     return client.socket.close_code
 
 
-def connections(server: RunningServer) -> list[Connection]:
+def connections(server: RunningServer) -> list[Feed]:
     """The connections that look at any session."""
     found = [reader for live in server.engine.hub.sessions() for reader in live.readers]
-    return [reader for reader in found if isinstance(reader, Connection)]
+    return [reader for reader in found if isinstance(reader, Feed)]

@@ -15,10 +15,12 @@ from websockets.asyncio.client import connect
 
 from realtime.connection import Connection
 from realtime.cursor import Cursor
-from realtime.hub import LiveSession, View
+from realtime.feed import Feed
+from realtime.live import LiveSession
 from realtime.responders.anthropic import AnthropicResponder
 from realtime.responders.base import Request, ResponderEvent
 from realtime.turn import Turn
+from realtime.view import View
 from tests.conftest import open_descriptors
 from tests.support.client import Client, attached
 from tests.support.http_connection import RST_ON_CLOSE
@@ -28,7 +30,7 @@ from tests.support.server import RunningServer, running_server
 
 PATIENCE_S = 5.0
 CYCLES = 60
-KINDS = (Connection, Cursor, LiveSession, View, Turn)
+KINDS = (Connection, Feed, Cursor, LiveSession, View, Turn)
 """What lives no longer than somebody looks or something runs."""
 
 

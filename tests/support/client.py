@@ -7,15 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlencode
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
-
-from tests.support.server import RunningServer
 
 Event = dict[str, Any]
 NO_CHANNEL = {
@@ -28,6 +26,14 @@ NO_CHANNEL = {
     "error",
     "pong",
 }
+
+
+class Server(Protocol):
+    """Something to attach to, in this process or in another."""
+
+    @property
+    def ws_url(self) -> str:
+        """The WebSocket endpoint."""
 
 
 class Transcript:
@@ -155,7 +161,7 @@ class Client:
 
 @asynccontextmanager
 async def attached(
-    server: RunningServer,
+    server: Server,
     session_id: str | None = None,
     *,
     transcript: Transcript | None = None,

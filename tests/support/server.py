@@ -18,9 +18,12 @@ from realtime.settings import Settings
 class RunningServer:
     """A server that is up: `url` is `http://127.0.0.1:PORT`, `ws_url` the WebSocket endpoint."""
 
-    def __init__(self, port: int, engine: Engine, server: Server | None = None) -> None:
+    def __init__(
+        self, port: int, engine: Engine, server: Server | None = None, serving: asyncio.Task[None] | None = None
+    ) -> None:
         self.port = port
         self._server = server
+        self._serving = serving
         self.engine = engine
         self.url = f"http://127.0.0.1:{port}"
         self.ws_url = f"ws://127.0.0.1:{port}/v1/realtime"
@@ -29,6 +32,11 @@ class RunningServer:
         """Have it shut down, as a signal does."""
         assert self._server is not None
         self._server.should_exit = True
+
+    async def ended(self) -> None:
+        """Return once it has shut down."""
+        assert self._serving is not None
+        await asyncio.shield(self._serving)
 
     @property
     def busy_sessions(self) -> int:
@@ -49,7 +57,7 @@ async def running_server(responder: Responder = demo, **settings: Any) -> AsyncI
             await asyncio.sleep(0)
             if serving.done():
                 serving.result()
-        yield RunningServer(listener.getsockname()[1], app.state.engine, server)
+        yield RunningServer(listener.getsockname()[1], app.state.engine, server, serving)
     finally:
         server.should_exit = True
         await serving
