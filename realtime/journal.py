@@ -70,10 +70,11 @@ class Tail:
         elif not self._ended.done():
             self._ended.set_exception(error)
 
-    def compare(self, found: list[Entry], *, finished: bool) -> bool:
-        """Look at what the store has after `view.stored`, and whether the channel has ended there; returns whether this
+    def compare(self, after: int, found: list[Entry], *, finished: bool) -> bool:
+        """Look at what the store has from `after` on, and whether the channel has ended there; returns whether this
         process wrote that, and may go on after it."""
-        ours, theirs = list(_singly(self._entries())), list(_singly(found))
+        known = max(0, self.view.stored - after)  # a late answer may have told of more since that was asked for
+        ours, theirs = list(_singly(self._entries())), list(_singly(found))[known:]
         if ours[: len(theirs)] != theirs or (finished and len(theirs) < len(ours)):
             return False
         self.view.stored += len(theirs)
@@ -181,7 +182,7 @@ class Journal:
         else:
             if head.position < stood and not head.finished:
                 tail.refuse(StoreError("store_lost", "The store has lost a part of the response."))
-            elif head.position >= stood and tail.compare(found, finished=head.finished):
+            elif head.position >= stood and tail.compare(stood, found, finished=head.finished):
                 self.mark(tail)
             else:
                 tail.refuse(PositionConflict())

@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--lease-s", type=float, default=defaults.lease_s)
     parser.add_argument("--drain-s", type=float, default=defaults.drain_s)
     parser.add_argument("--settle-s", type=float, default=defaults.settle_s)
+    parser.add_argument("--appendfsync", choices=("always", "everysec"), default=defaults.appendfsync, help="of Redis")
     parser.add_argument("--control", action="store_true", help="the naive server, in which violations must be found")
     parser.add_argument("--events", default="", help="a file for what is done and found, and what the instances log")
     options = Options(**vars(parser.parse_args()))

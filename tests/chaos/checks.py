@@ -136,7 +136,7 @@ class Checks:
                 ended = self._history.was_terminated(response.instance)
                 self._check(ended, "a shutdown of an instance that was not told to", where, "")
             case StoredResponse(status="failed", error="store_lost"):
-                self._check(self._history.redis_lost, "store_lost and nothing was lost", where, "")
+                self._check(self._history.redis_lost, "store_lost and nothing was lost", where, response.message)
             case StoredResponse(status="in_progress"):
                 pass  # that is a violation already
             case _:

@@ -258,7 +258,7 @@ async def _site(options: Options) -> AsyncIterator[tuple[Site, list[Slot]]]:
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(ModelServer())
         model.scenarios = Scenarios()
-        redis = await stack.enter_async_context(redis_server(append_only=True))
+        redis = await stack.enter_async_context(redis_server(append_only=True, appendfsync=options.appendfsync))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=1)
         http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, limits=limits))
         ways = [await stack.enter_async_context(TcpProxy("127.0.0.1", redis.port)) for _ in range(options.instances)]

@@ -32,6 +32,7 @@ class StoredResponse(Struct, kw_only=True):
     text: str
     stop_reason: str | None = None
     error: str | None = None
+    message: str = ""
     output_chars: int | None = None
     instance: str | None = None
     position: int = 0
@@ -95,6 +96,7 @@ def _shown(response: dict[str, Any]) -> StoredResponse:
         text=response["text"],
         stop_reason=response.get("stop_reason"),
         error=(response.get("error") or {}).get("code"),
+        message=(response.get("error") or {}).get("message", ""),
         output_chars=response.get("output_chars"),
     )
 
@@ -134,4 +136,5 @@ def _end(response: StoredResponse, done: ResponseDone) -> None:
     response.status = done.status
     response.stop_reason = done.stop_reason
     response.error = done.error.code if done.error else None
+    response.message = done.error.message if done.error else ""
     response.output_chars = done.output_chars
