@@ -16,8 +16,8 @@ class Options(Struct, frozen=True, kw_only=True):
     lease_s: float = 4
     drain_s: float = 3
     appendfsync: str = "always"
-    """How Redis writes. With `everysec` a killed Redis may come back without what a slow disk was holding up, and nobody
-    can tell that from a loss of ours."""
+    """How Redis writes. With `everysec` a killed Redis may come back without what a slow disk was holding up, and
+    nobody can tell that from a loss of ours."""
     events: str = ""
     """A file that is told at once what is done, and what is found."""
     control: bool = False
