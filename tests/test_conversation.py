@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from realtime.conversation import Message, estimate_tokens, fit, joined, messages
+from realtime.conversation import Message, ToolCall, ToolResult, estimate_tokens, fit, joined, messages
 from realtime.errors import InvalidRequest
 from realtime.protocol import ChannelEvent, ItemTruncated, Truncation
 from realtime.session import SessionState
@@ -43,6 +43,14 @@ def test_items_and_answers_in_their_order() -> None:
 def test_a_response_does_not_answer_itself() -> None:
     """What it has said so far is no part of its own conversation."""
     assert conversation(item("a"), created("r1"), upto="r1", answers={"r1": "A"}) == [("user", "a")]
+
+
+def test_whole_conversation_is_that_of_no_response() -> None:
+    """With what running responses have said so far."""
+    state = SessionState(session())
+    for event in (item("a"), created("r1")):
+        state.apply(event)
+    assert messages(state, {"r1": "A"}) == [user("a"), Message("assistant", "A")]
 
 
 def test_what_came_while_it_waited_counts() -> None:
@@ -131,6 +139,89 @@ def test_system_items_that_do_not_fit_are_refused(others: list[Message], truncat
 def test_an_empty_conversation_fits() -> None:
     """There is nothing to leave out."""
     assert fit([], room_tokens=0, truncation="error") == []
+
+
+# --- tool calls ----------------------------------------------------------------------------------------------------
+
+CALL = ToolCall("c1", "abcd", {"a": "bcdefghi"})
+"""Name and input are 20 bytes: five tokens."""
+
+
+def call(content: str = "") -> Message:
+    return Message("assistant", content, tool_calls=(CALL,))
+
+
+def result(content: str = FOUR) -> Message:
+    return Message("user", "", tool_results=(ToolResult("c1", content),))
+
+
+@pytest.mark.parametrize(
+    ("message", "tokens"),
+    [
+        (user(FOUR), 4),
+        (call(), 5),
+        (call(FOUR), 9),
+        (Message("assistant", "", tool_calls=(CALL, CALL)), 10),
+        (result(), 4),
+        (Message("user", FOUR, tool_results=(ToolResult("c1", FOUR), ToolResult("c2", FOUR, is_error=True))), 12),
+        (Message("assistant", FOUR, tool_calls=(CALL,), raw=({"thinking": "x" * 23},)), 10),
+    ],
+)
+def test_calls_and_results_count(message: Message, tokens: int) -> None:
+    """A raw message counts as it is sent, in place of its text and calls."""
+    assert message.estimated_tokens() == tokens
+
+
+ROUNDS = [user(FOUR), call(), result(), call("Hm. "), result()]
+"""A question and two rounds of calls: 4 and 9 and 10 tokens."""
+
+
+@pytest.mark.parametrize(
+    ("room", "kept"),
+    [(23, 0), (24, 0), (26, 0), (27, 1), (30, 1), (31, 2)],
+)
+def test_question_calls_and_results_go_together(room: int, kept: int) -> None:
+    """The last ones stay whole, and older messages go first."""
+    whole = [user(FOUR), Message("assistant", FOUR), *ROUNDS]
+    assert fit(whole, room_tokens=room, truncation="auto") == whole[2 - kept :]
+
+
+@pytest.mark.parametrize("room", range(23))
+def test_rounds_that_do_not_fit_are_refused(room: int) -> None:
+    """A result is never sent without its call, nor a call without the question that led to it."""
+    with pytest.raises(InvalidRequest) as refusal:
+        fit([user(FOUR), *ROUNDS], room_tokens=room, truncation="auto")
+    assert refusal.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("room", range(4, 31))
+def test_earlier_rounds_stay_or_go_together(room: int) -> None:
+    """What begins with a result is no conversation."""
+    whole = [*ROUNDS, Message("assistant", FOUR), user(FOUR)]
+    kept = fit(whole, room_tokens=room, truncation="auto")
+    assert len(kept) == (1 if room < 8 else 2)
+
+
+def test_system_items_between_question_and_call_do_not_part_them() -> None:
+    """They stay where they stood, and don't count as the question."""
+    whole = [user(FOUR), user(FOUR), system(FOUR), call(), result()]
+    assert fit(whole, room_tokens=17, truncation="auto") == whole[1:]
+    with pytest.raises(InvalidRequest):
+        fit(whole, room_tokens=16, truncation="auto")
+
+
+def test_answer_in_front_of_a_call_stays_with_its_question() -> None:
+    """As where a response is asked for with nothing new: its conversation must still begin with the user."""
+    whole = [user(FOUR), user(FOUR), Message("assistant", FOUR), call(), result()]
+    assert fit(whole, room_tokens=17, truncation="auto") == whole[1:]
+    with pytest.raises(InvalidRequest):
+        fit(whole, room_tokens=16, truncation="auto")
+
+
+def test_calls_without_a_question_fit() -> None:
+    """A responder of one's own may need none."""
+    whole = [call(), result()]
+    assert fit(whole, room_tokens=9, truncation="error") == whole
 
 
 # --- small things --------------------------------------------------------------------------------------------------

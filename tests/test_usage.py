@@ -70,13 +70,57 @@ def test_a_finish_without_a_count_stays_an_estimate() -> None:
     assert meter.usage() == Usage(input_tokens=3, output_tokens=1, total_tokens=4, estimated=True)
 
 
+def test_calls_of_one_turn_are_summed() -> None:
+    """What each call used is final at its end; a count that only some have is the sum of those."""
+    meter = Meter(99)
+    meter.counted(count(10, 1))
+    meter.finished(Finish("tool_use", count(10, 5, cache_read_input_tokens=100)))
+    meter.next_call(99)
+    meter.counted(count(20, 1))
+    meter.finished(Finish("tool_use", count(20, 6)))
+    meter.next_call(99)
+    meter.finished(Finish("end_turn", count(40, 7, cache_read_input_tokens=200)))
+    assert meter.usage() == Usage(
+        input_tokens=70, output_tokens=18, total_tokens=388, estimated=False, cache_read_input_tokens=300
+    )
+
+
+def test_characters_of_one_turn_are_summed() -> None:
+    """The answer is what was said in all calls."""
+    meter = Meter(0)
+    meter.said("abc")
+    meter.next_call(0)
+    meter.said("🙂")
+    assert meter.chars == 5
+
+
+@pytest.mark.parametrize("estimated", [0, 1], ids=["first", "second"])
+def test_one_estimated_call_makes_the_sum_an_estimate(estimated: int) -> None:
+    """What was said in the other call is not counted twice."""
+    meter = Meter(10)
+    for call in range(2):
+        if call:
+            meter.next_call(10)
+        meter.said("x" * 40)
+        meter.finished(Finish("tool_use", None if call == estimated else count(30, 5)))
+    assert meter.usage() == Usage(input_tokens=40, output_tokens=15, total_tokens=55, estimated=True)
+
+
+def test_a_next_call_that_has_said_nothing_yet_used_its_input() -> None:
+    """As where the turn is stopped before the model answers again."""
+    meter = Meter(0)
+    meter.finished(Finish("tool_use", count(10, 5)))
+    meter.next_call(25)
+    assert meter.usage() == Usage(input_tokens=35, output_tokens=5, total_tokens=40, estimated=True)
+
+
 @pytest.mark.parametrize("reason", sorted(INCOMPLETE))
 def test_a_model_that_stopped_early_is_incomplete(reason: str) -> None:
     """It has not said all it had to say."""
     assert status_of(reason) == "incomplete"
 
 
-@pytest.mark.parametrize("reason", ["end_turn", "stop_sequence", "tool_use", "anything"])
+@pytest.mark.parametrize("reason", ["end_turn", "stop_sequence", "anything"])
 def test_a_model_that_is_through_is_completed(reason: str) -> None:
     """Also for a reason that is new."""
     assert status_of(reason) == "completed"

@@ -18,7 +18,9 @@ from itertools import takewhile
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from realtime.conversation import Message, joined
+from msgspec import structs
+
+from realtime.conversation import Message, ToolResult, joined
 from realtime.errors import InvalidRequest, UpstreamError
 from realtime.responders.anthropic_wire import AnswerReader, upstream_error
 from realtime.responders.base import Finish, Request, ResponderEvent
@@ -86,7 +88,7 @@ class AnthropicResponder:
         What comes in one read is said in one piece.
         """
         async with self._stream(request) as chunks:
-            reader = AnswerReader()
+            reader = AnswerReader(tools=bool(request.tools))
             async for chunk in chunks:
                 for event in reader.feed(chunk):
                     if isinstance(event, Finish):
@@ -129,19 +131,21 @@ class AnthropicResponder:
         return UpstreamError("upstream_unreachable", "The model's provider can't be reached.")
 
     def _parameters(self, request: Request) -> dict[str, Any]:
-        turns = [message for message in request.messages if message.role != "system" and message.content.strip()]
-        greeting = [message.content for message in takewhile(_is_assistant, turns)]
+        turns = [message for message in request.messages if message.role != "system" and _says_something(message)]
+        greeting = [message.content for message in takewhile(_is_greeting, turns)]
         system = joined([request.instructions, *_system(request.messages), *map(_as_greeting, greeting)])
         if not turns[len(greeting) :]:
             raise InvalidRequest("empty_conversation", "There is nothing to respond to yet.")
         parameters: dict[str, Any] = {
             "model": request.model,
             "max_tokens": request.max_output_tokens,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in turns[len(greeting) :]],
+            "messages": [{"role": turn.role, "content": _content(turn)} for turn in turns[len(greeting) :]],
             "stream": True,
         }
         if system.strip():
             parameters["system"] = system
+        if request.tools:
+            parameters["tools"] = [structs.asdict(tool) for tool in request.tools]
         if self._thinking:
             parameters["thinking"] = {"type": "adaptive", "display": "summarized"}
         return parameters
@@ -215,10 +219,32 @@ def _system(messages: Sequence[Message]) -> list[str]:
     return [message.content for message in messages if message.role == "system"]
 
 
-def _is_assistant(message: Message) -> bool:
-    return message.role == "assistant"
+def _says_something(message: Message) -> bool:
+    """The API refuses a message without a word in it."""
+    return bool(message.content.strip() or message.tool_calls or message.tool_results)
+
+
+def _is_greeting(message: Message) -> bool:
+    return message.role == "assistant" and not message.tool_calls
 
 
 def _as_greeting(content: str) -> str:
     """The API wants the user to speak first; what the assistant said before that is told as an instruction."""
     return f"You began this conversation by saying:\n{content}"
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    """A message as the API takes it; one with tool calls as the model gave it, with the thoughts that led to them."""
+    if message.raw:
+        return list(message.raw)
+    blocks: list[dict[str, Any]] = [_result(result) for result in message.tool_results]
+    if not blocks and not message.tool_calls:
+        return message.content
+    if message.content.strip():
+        blocks.append({"type": "text", "text": message.content})
+    return blocks + [{"type": "tool_use", **structs.asdict(call)} for call in message.tool_calls]
+
+
+def _result(result: ToolResult) -> dict[str, Any]:
+    block = {"type": "tool_result", "tool_use_id": result.call_id, "content": result.content}
+    return block | {"is_error": True} if result.is_error else block

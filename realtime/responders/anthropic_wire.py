@@ -12,8 +12,11 @@ import msgspec
 from msgspec import Struct
 
 from realtime.errors import UpstreamError
-from realtime.responders.base import Finish, Reasoning, ResponderEvent, Text, TokenCount
+from realtime.responders.base import Finish, Reasoning, ResponderEvent, Text, TokenCount, ToolCall, ToolInput
 from realtime.responders.sse import EventParser, EventTooLarge
+
+MAX_INPUT_BYTES = 1024 * 1024
+"""How large the inputs of one answer's tool calls may be, all together."""
 
 
 class _Usage(Struct):
@@ -32,11 +35,17 @@ class _Error(Struct):
 
 
 class _Delta(Struct):
-    """Of a `content_block_delta` or `_start` the text or the thinking, of a `message_delta` the stop reason."""
+    """Of a `content_block_delta` or `_start` what it says or what it is, of a `message_delta` the stop reason."""
 
     type: str | None = None
     text: str = ""
     thinking: str = ""
+    partial_json: str = ""
+    signature: str = ""
+    data: str = ""
+    id: str = ""
+    name: str = ""
+    input: dict[str, Any] | None = None
     stop_reason: str | None = None
 
 
@@ -52,11 +61,33 @@ class _Event(Struct):
 
 
 _decode = msgspec.json.Decoder(_Event).decode
+_decode_input = msgspec.json.Decoder(dict[str, Any]).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _KINDS = frozenset(
-    {"content_block_delta", "content_block_start", "message_start", "message_delta", "message_stop", "error"}
+    {
+        "content_block_delta",
+        "content_block_start",
+        "content_block_stop",
+        "message_start",
+        "message_delta",
+        "message_stop",
+        "error",
+    }
 )
-_PIECES = frozenset({"text_delta", "text", "thinking_delta", "thinking", None})
+_PIECES = frozenset(
+    {
+        "text_delta",
+        "text",
+        "thinking_delta",
+        "thinking",
+        "signature_delta",
+        "redacted_thinking",
+        "input_json_delta",
+        "tool_use",
+        None,
+    }
+)
 """What a `_Delta` may be; `None` is that of a `message_delta`."""
 
 _ERRORS = {
@@ -70,30 +101,94 @@ _ERRORS = {
 }
 
 
-class AnswerReader:
-    """One answer's stream, fed with its bytes, split anywhere. It is whole once `feed` has given a `Finish`."""
+class _Blocks:
+    """The blocks of one answer put together: its tool calls, and itself as the provider wants it back (`raw`).
 
-    __slots__ = ("_count", "_final", "_parser", "_stop_reason")
+    `unread` is how many tool calls have begun and were not, or not yet, read to their end.
+    """
+
+    __slots__ = ("_input_bytes", "_open", "_pieces", "raw", "unread")
 
     def __init__(self) -> None:
+        self.raw: list[dict[str, Any]] = []
+        self.unread = 0
+        self._open: _Delta | None = None
+        self._pieces: list[str] = []
+        self._input_bytes = 0
+
+    def start(self, block: _Delta) -> None:
+        """A block begins, perhaps with a part of what it says."""
+        self._open = block
+        self._pieces = [block.text or block.thinking]
+        self.unread += block.type == "tool_use"
+
+    def add(self, piece: _Delta) -> None:
+        """The next piece of the block. Raises `UpstreamError` where the inputs grow beyond `MAX_INPUT_BYTES`."""
+        if self._open is None:
+            return
+        self._open.signature = piece.signature or self._open.signature
+        self._pieces.append(piece.text or piece.thinking or piece.partial_json)
+        self._input_bytes += len(piece.partial_json.encode())
+        if self._input_bytes > MAX_INPUT_BYTES:
+            raise UpstreamError("upstream_tool_input_too_large", "The model has called a tool with too large an input.")
+
+    def end(self) -> ToolCall | None:
+        """The block ends; returns the tool call that it was. One that can't be read stays `unread`."""
+        block, self._open = self._open, None
+        if block is None:
+            return None
+        said = "".join(self._pieces)
+        match block.type:
+            case "text" if said.strip():  # the provider refuses one without a word in it
+                self.raw.append({"type": "text", "text": said})
+            case "thinking":
+                self.raw.append({"type": "thinking", "thinking": said, "signature": block.signature})
+            case "redacted_thinking":
+                self.raw.append({"type": "redacted_thinking", "data": block.data})
+            case "tool_use":
+                return self._call(block, said)
+            case _:
+                pass
+        return None
+
+    def _call(self, block: _Delta, said: str) -> ToolCall | None:
+        try:
+            call = ToolCall(block.id, block.name, _decode_input(said) if said else block.input or {})
+        except _UNREADABLE:
+            return None
+        self.unread -= 1
+        self.raw.append({"type": "tool_use", "id": call.id, "name": call.name, "input": call.input})
+        return call
+
+
+class AnswerReader:
+    """One answer's stream, fed with its bytes, split anywhere. It is whole once `feed` has given a `Finish`.
+
+    With `tools` the answer may hold tool calls; without, it holds none, whatever the model says.
+    """
+
+    __slots__ = ("_blocks", "_count", "_final", "_parser", "_stop_reason")
+
+    def __init__(self, *, tools: bool = False) -> None:
+        self._blocks = _Blocks() if tools else None
         self._parser = EventParser()
         self._count = TokenCount(input_tokens=0, output_tokens=0)
         self._final = False
         self._stop_reason = "end_turn"
 
     def feed(self, chunk: bytes) -> Iterator[ResponderEvent]:
-        """What the events that `chunk` completes say, with neighbouring texts as one.
+        """What the events that `chunk` completes say, with neighbouring pieces of one kind as one.
 
         Raises `UpstreamError` where the stream tells of an error or can't be read, after what it said before.
         """
-        kind: type[Text] | type[Reasoning] = Text
+        kind: type[Text | Reasoning | ToolInput] = Text
         texts: list[str] = []
         try:
             for event in self._events(chunk):
                 if texts and type(event) is not kind:
                     yield kind("".join(texts))
                     texts = []
-                if isinstance(event, Text | Reasoning):
+                if isinstance(event, Text | Reasoning | ToolInput):
                     kind = type(event)
                     texts.append(event.text)
                 else:
@@ -111,13 +206,21 @@ class AnswerReader:
                 event = _read(data)
                 if event is not None and (said := self._take(event)) is not None:
                     yield said
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, EventTooLarge) as error:
+        except (*_UNREADABLE, EventTooLarge) as error:
             raise UpstreamError("upstream_invalid", "The model's answer could not be read.") from error
 
     def _take(self, event: _Event) -> ResponderEvent | None:
         match event.type:
-            case "content_block_delta" | "content_block_start":
-                return _said(event.delta or event.content_block)
+            case "content_block_start" if event.content_block is not None:
+                if self._blocks is not None:
+                    self._blocks.start(event.content_block)
+                return _said(event.content_block)
+            case "content_block_delta" if event.delta is not None:
+                if self._blocks is not None:
+                    self._blocks.add(event.delta)
+                return _said(event.delta)
+            case "content_block_stop" if self._blocks is not None:
+                return self._blocks.end()
             case "message_start" if event.message is not None:
                 self._count = _counted(self._count, event.message.usage)
                 return self._count
@@ -128,10 +231,19 @@ class AnswerReader:
             case "error":
                 raise upstream_error(event.error.type if event.error else "")
             case "message_stop":
-                return Finish(self._stop_reason, self._count if self._final else None)
+                return self._finish()
             case _:
                 pass
         return None
+
+    def _finish(self) -> Finish:
+        """The end. Tool calls that were cut off matter only if the model waits for their results."""
+        count = self._count if self._final else None
+        if self._blocks is None or self._stop_reason != "tool_use":
+            return Finish(self._stop_reason, count)
+        if self._blocks.unread:
+            raise UpstreamError("upstream_tool_input_invalid", "The model has called a tool with an unreadable input.")
+        return Finish("tool_use", count, tuple(self._blocks.raw))
 
 
 def _read(data: bytes) -> _Event | None:
@@ -151,13 +263,15 @@ def _is_new(event: Any) -> bool:
     return event["type"] not in _KINDS or any(piece.get("type") not in _PIECES for piece in pieces)
 
 
-def _said(piece: _Delta | None) -> Text | Reasoning | None:
+def _said(piece: _Delta) -> Text | Reasoning | ToolInput | None:
     """What a piece of the answer says, if it is of a kind that says something."""
-    if piece is None or piece.type not in _PIECES:
+    if piece.type not in _PIECES:
         return None
     if piece.text:
         return Text(piece.text)
-    return Reasoning(piece.thinking) if piece.thinking else None
+    if piece.thinking:
+        return Reasoning(piece.thinking)
+    return ToolInput(piece.partial_json) if piece.partial_json else None
 
 
 def _counted(count: TokenCount, usage: _Usage | None) -> TokenCount:

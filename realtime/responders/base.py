@@ -13,17 +13,32 @@ answer any more; whatever it holds open, it releases then, in `finally` or by `a
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
 from msgspec import Struct
 
-from realtime.conversation import Message
+from realtime.conversation import Message, estimate_tokens
+from realtime.conversation import ToolCall as ToolCall
+
+
+class Tool(Struct, frozen=True):
+    """What the model is told of a tool that it may call; `input_schema` is the JSON schema of an object."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any]
+
+    def estimated_tokens(self) -> int:
+        """About how many tokens the model is sent for it."""
+        return estimate_tokens(self.name, self.description, msgspec.json.encode(self.input_schema).decode())
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """One model turn: the conversation so far, oldest first, and how to answer it.
+    """One model call: the conversation so far, oldest first, and how to answer it.
 
-    `instructions` is empty where there are none. `response_id` and `session_id` are empty for a one-shot request.
+    `instructions` is empty where there are none. `response_id` and `session_id` are empty for a one-shot request. A
+    model that has called `tools` is called again, with the same messages, its own with the calls, and the results.
     """
 
     messages: Sequence[Message]
@@ -32,6 +47,7 @@ class Request(Struct, frozen=True, kw_only=True):
     max_output_tokens: int
     session_id: str = ""
     response_id: str = ""
+    tools: Sequence[Tool] = ()
 
 
 class Text(Struct, frozen=True):
@@ -42,6 +58,12 @@ class Text(Struct, frozen=True):
 
 class Reasoning(Struct, frozen=True):
     """The next piece of the model's reasoning; it is no part of the answer."""
+
+    text: str
+
+
+class ToolInput(Struct, frozen=True):
+    """The next piece of a tool call's input, as JSON: it shows that the model is at work, and costs what text costs."""
 
     text: str
 
@@ -59,14 +81,17 @@ class TokenCount(Struct, frozen=True, kw_only=True):
 class Finish(Struct, frozen=True):
     """The answer is whole, or stops here for `stop_reason`; `count` is the provider's final count, if it gave one.
 
-    Returning without one means `end_turn`.
+    Returning without one means `end_turn`. `tool_use` means that the model waits for the results of the `ToolCall`s
+    that were yielded before, and `raw` is for the `Message` that holds them; with any other reason the calls are not to
+    be carried out.
     """
 
     stop_reason: str
     count: TokenCount | None = None
+    raw: tuple[Any, ...] = ()
 
 
-ResponderEvent = str | Text | Reasoning | TokenCount | Finish
+ResponderEvent = str | Text | Reasoning | ToolInput | ToolCall | TokenCount | Finish
 
 
 class Responder(Protocol):

@@ -35,6 +35,7 @@ from tests.support.scenarios import (
     Pause,
     Ping,
     PingsOnly,
+    QuoteResults,
     Raw,
     Refusal,
     Reset,
@@ -45,12 +46,14 @@ from tests.support.scenarios import (
     Stop,
     Text,
     Thinking,
+    ToolUse,
     Transcript,
     answer,
     error_body,
     event,
     faults,
 )
+from tests.support.tool_rounds import ToolMismatchError, quoted_results, tool_rounds
 
 Ended: TypeAlias = Literal["open", "completed"] | Closing
 
@@ -132,6 +135,9 @@ class ModelRequest:
 class ModelServer:
     """Answers `POST /v1/messages` with the scenario registered for the request's model, else with `default`.
 
+    Of a scenario that calls tools, requests that end with the results get what comes `then`. As the provider, it
+    refuses a conversation in which calls and results don't go together.
+
     `scenarios` may be changed at any time; `received` holds every request in the order of arrival. Leaving
     the context closes all connections. A scenario that makes no sense fails the context's owner.
     """
@@ -200,7 +206,12 @@ class ModelServer:
         if body is None:
             await connection.respond(400, error_body("invalid_request_error", "a JSON object with stream: true"))
             return
-        scenario = self.scenarios.get(body["model"], self.default)
+        try:
+            rounds = tool_rounds(body.get("messages", []))
+        except ToolMismatchError as error:
+            await connection.respond(400, error_body("invalid_request_error", str(error)))
+            return
+        scenario = self.scenarios.get(body["model"], self.default).after(rounds)
         self._attempts[scenario] += 1
         request = ModelRequest(body, http.headers)
         connection.watchers.append(request._close)
@@ -244,6 +255,11 @@ class _Answer:
                 await self._send_token(transcript.text(text))
             case Thinking(thinking, signature):
                 await self._send_token(transcript.thinking(thinking, signature))
+            case ToolUse():
+                for data in transcript.tool_use(step):
+                    await self._send_token(data)
+            case QuoteResults():
+                await self._send_token(transcript.text(quoted_results(self._request.body["messages"])))
             case Paced(texts, rate_per_s):
                 await self._pace(list(texts), rate_per_s)
             case Ping():

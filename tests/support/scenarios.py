@@ -6,11 +6,14 @@ The response's headers go out with the first step that has something to say. A `
 or `Reset` in front of it therefore acts on a request that has seen no header yet; `Start()` sends the headers
 and `message_start` alone. When the steps are over, the HTTP body ends cleanly. So a scenario with `Stop` is a
 proper answer, and one without it is the truncated answer that looks complete.
+
+A model that calls tools is asked again, with their results: `Scenario.then` is its answer to that, and `tool_calls`
+makes such a scenario.
 """
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -56,6 +59,28 @@ class Thinking(msgspec.Struct, frozen=True):
 
     thinking: str
     signature: str = "c2lnbmF0dXJl"
+
+
+class ToolUse(msgspec.Struct, frozen=True):
+    """One tool call, in a block of its own: its input in so many `input_json_delta`, after an empty one as the
+    provider sends it; each counts as a token.
+
+    An input that is a `str` is sent as it is, whether it is JSON or not. Calls of one answer need different ids.
+    """
+
+    name: str
+    input: Mapping[str, Any] | str
+    id: str = "toolu_1"
+    pieces: int = 3
+
+    def deltas(self) -> list[str]:
+        """The input as it is sent: nothing, and then JSON, cut into pieces."""
+        text = self.input if isinstance(self.input, str) else msgspec.json.encode(self.input).decode()
+        return ["", *(split(text, tokens=min(self.pieces, len(text))) if text else [])]
+
+
+class QuoteResults(msgspec.Struct, frozen=True):
+    """One `text_delta` that quotes the tool results of the request: `get_note said: …` for each, errors as `failed`."""
 
 
 class Paced(msgspec.Struct, frozen=True):
@@ -178,6 +203,8 @@ Step: TypeAlias = (
     Start
     | Text
     | Thinking
+    | ToolUse
+    | QuoteResults
     | Paced
     | Ping
     | PingsOnly
@@ -201,11 +228,19 @@ class Scenario(msgspec.Struct, frozen=True, eq=False):
 
     `bytes_per_write` sends the body in pieces of so many bytes, each its own HTTP chunk and its own write, so
     that they cut through lines and UTF-8 sequences; None sends each event in one. Compared by identity.
+
+    `then` is what is answered instead to a request that ends with the results of this scenario's tool calls; it may
+    call tools itself.
     """
 
     steps: Sequence[Step]
     usage: Usage = Usage()
     bytes_per_write: int | None = None
+    then: "Scenario | None" = None
+
+    def after(self, rounds: int) -> "Scenario":
+        """The answer after so many rounds of tool calls and results; the last one there is for those beyond it."""
+        return self.then.after(rounds - 1) if rounds and self.then else self
 
 
 def answer(
@@ -220,6 +255,14 @@ def answer(
     pieces = split(text, tokens=tokens)
     said: list[Step] = [Paced(pieces, rate_per_s)] if rate_per_s else [Text(piece) for piece in pieces]
     return Scenario([*said, Stop()], usage=usage, bytes_per_write=bytes_per_write)
+
+
+def tool_calls(*calls: ToolUse, says: str = "", then: Scenario | None = None) -> Scenario:
+    """An answer that says something, perhaps, and calls tools; then one that quotes their results, unless `then` is
+    given."""
+    said: list[Step] = [Text(piece) for piece in split(says)]
+    quote = Scenario([QuoteResults(), Stop()])
+    return Scenario([*said, *calls, Stop("tool_use")], then=then or quote)
 
 
 def split(text: str, *, tokens: int | None = None) -> list[str]:
@@ -268,7 +311,7 @@ class Transcript:
         self._tokens = 0
         self._index = 0
         self._signature: str | None = None
-        self._block: Literal["text", "thinking"] | None = None
+        self._block: Literal["text", "thinking", "tool_use"] | None = None
 
     def start(self) -> bytes:
         """`message_start` the first time, nothing after that."""
@@ -299,6 +342,16 @@ class Transcript:
         self._signature = signature
         return opening + self._delta({"type": "thinking_delta", "thinking": thinking})
 
+    def tool_use(self, call: ToolUse) -> Iterator[bytes]:
+        """A tool call, delta by delta: with the first its block begins, with the last it ends."""
+        opening = self.start() + self._leave()
+        opening += self._enter("tool_use", {"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
+        *pieces, last = call.deltas()
+        for piece in pieces:
+            yield opening + self._delta({"type": "input_json_delta", "partial_json": piece})
+            opening = b""
+        yield opening + self._delta({"type": "input_json_delta", "partial_json": last}) + self._leave()
+
     def stop(self, ending: Stop | Refusal) -> bytes:
         """The open block closed, `message_delta` and `message_stop`."""
         delta: dict[str, Any] = {"stop_reason": "refusal", "stop_sequence": None, "stop_details": None}
@@ -318,7 +371,7 @@ class Transcript:
         )
         return b"".join(parts)
 
-    def _enter(self, block: Literal["text", "thinking"], empty: dict[str, str]) -> bytes:
+    def _enter(self, block: Literal["text", "thinking", "tool_use"], empty: dict[str, Any]) -> bytes:
         opening = self.start()
         if block != self._block:
             opening += self._leave() + event("content_block_start", index=self._index, content_block=empty)
