@@ -52,9 +52,11 @@ def report(error: BaseException) -> None:
 
 
 def places(error: BaseException) -> list[str]:
-    """Where an error came through, the innermost place first, as `file:line function`."""
+    """Where an error came through, the innermost place first, as `file:line function`: if it came out of another
+    process, there first."""
+    elsewhere = getattr(error.__cause__, "places", ())
     frames = traceback.extract_tb(error.__traceback__)
-    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames)][:20]
+    return [*elsewhere, *(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))][:20]
 
 
 def _without_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
