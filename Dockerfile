@@ -1,6 +1,6 @@
 # The server as an image: docker build -t realtime-server .
 #
-# docker-compose.yml runs two of it, with Redis and nginx. Alone, for a try:
+# docker-compose.yml runs two of it and a worker, with Redis and nginx. Alone, for a try:
 #     docker run --rm -p 127.0.0.1:8000:8000 realtime-server serve --insecure-no-auth
 
 # The Python that the tests run on. The same image in both stages: the environment is made for its interpreter.

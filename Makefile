@@ -61,6 +61,8 @@ bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 	$(BIN)/python -m bench.remote
 	$(BIN)/python -m bench.attach
 	$(BIN)/python -m bench.storm
+	$(BIN)/python -m bench.offload
+	$(BIN)/python -m bench.tasks
 
 pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows
 	$$(scripts/find-python) scripts/update_pins.py

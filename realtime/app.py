@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import mimetypes
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,25 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realtime.connections import Connections
-from realtime.drain import Drain
+from realtime.drain import Drain, Work
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, NotFound, RealtimeError, ServerError, StoreError, Unavailable
-from realtime.http import error_body, error_headers, send_error, send_json
-from realtime.journal import Journal
-from realtime.observe import logs
+from realtime.http import error_body, error_headers, send_answer, send_error, send_json
+from realtime.observe import logs, metrics
 from realtime.oneshot import OneShots
 from realtime.origins import LOOPBACK, OriginCheck
 from realtime.pace import Pace
-from realtime.protocol import Session, new_id
+from realtime.parts import Parts, entered, make_parts, make_worker
+from realtime.protocol import Session
 from realtime.responders.base import Responder
-from realtime.responders.choose import choose
 from realtime.session import Limits
 from realtime.sessions import Sessions
 from realtime.settings import Settings, load_settings
 from realtime.store.base import Store
-from realtime.store.memory import MemoryStore
+from realtime.tasks.desk import Desk
+from realtime.tasks.endpoints import TaskEndpoints
+from realtime.tasks.tools import TaskTools
+from realtime.tasks.worker import Worker
 from realtime.turn import Turns
 from realtime.upkeep import Upkeep
 from realtime.websocket import RealtimeSocket
@@ -45,8 +46,6 @@ _HERE = Path(__file__).parent
 STATIC = next(folder for folder in (_HERE / "static", _HERE.parent / "static") if folder.is_dir())
 """The page: inside the package where it was installed, beside it in a checkout."""
 
-RESIGN_S = 0.5
-"""How long an instance that ends waits for a store that does not answer."""
 PAGE_HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -56,45 +55,56 @@ PAGE_HEADERS = {
 }
 
 
-def create_app(responder: Responder | None = None, settings: Settings | None = None) -> Starlette:
+def create_app(
+    responder: Responder | None = None,
+    settings: Settings | None = None,
+    *,
+    tasks: Sequence[Callable[..., Any]] = (),
+) -> Starlette:
     """The server as an ASGI application.
 
-    `responder` answers; without one it is the one that `settings` (default: the environment's) means. Raises
-    `SettingsError` where they can't work.
+    `responder` answers; without one it is the one that `settings` (default: the environment's) means. `tasks` are
+    offered beside the built-in ones and those of the settings. Raises `SettingsError` where they can't work, and
+    `ValueError` for a function that is no task.
     """
     settings = settings or load_settings()
     mimetypes.init()  # reads files, which the first answer with a static file would otherwise do in the event loop
-    default_model = "default"
-    if responder is None:
-        responder, default_model = choose(settings)
-    default_model = settings.model or default_model
-    limits = Limits(frozenset({default_model, *settings.allowed_models}), settings.max_output_tokens)
-    store = _store(settings)
-    journal = Journal(store, interval_s=settings.journal_interval_ms / 1000)
+    parts = make_parts(settings, responder, tasks)
+    store, model = parts.store, parts.model
+    limits = Limits(frozenset({model.default_model, *settings.allowed_models}), settings.max_output_tokens)
+    desk = Desk(parts.registry, store, parts.queue, ttl_s=settings.task_ttl_s)
     turns = Turns(
-        instance=new_id("inst"),
-        responder=responder,
-        journal=journal,
+        instance=parts.lease.instance,
+        responder=model.responder,
+        journal=parts.journal,
         pace=Pace(),
         idle_timeout_s=settings.upstream_idle_timeout_s,
         context_tokens=settings.model_context_tokens,
         truncation=settings.truncation,
         report=logs.report,
+        tools=TaskTools(desk),
     )
     engine = Engine(
         store,
         turns,
-        defaults=_defaults(settings, default_model),
+        desk,
+        defaults=_defaults(settings, model.default_model),
         limits=limits,
         ttl_s=settings.session_ttl_s,
     )
-    upkeep = Upkeep(engine, lease_s=settings.lease_s, ttl_s=settings.session_ttl_s)
+    worker = None if store.shared else make_worker(parts, settings)
     connections = Connections(max_connections=settings.max_connections, send_timeout_s=settings.send_timeout_s)
     sessions = Sessions(engine, connections, max_message_bytes=settings.max_message_bytes)
     oneshots = OneShots(
-        turns,
+        model,
         limits,
-        default_model=default_model,
+        max_body_bytes=settings.max_body_bytes,
+        send_timeout_s=settings.send_timeout_s,
+    )
+    endpoints = TaskEndpoints(
+        engine,
+        connections,
+        model,
         max_body_bytes=settings.max_body_bytes,
         send_timeout_s=settings.send_timeout_s,
     )
@@ -105,30 +115,31 @@ def create_app(responder: Responder | None = None, settings: Settings | None = N
             _route("/v1/sessions", sessions.collection, "POST"),
             _route("/v1/sessions/{session_id}", sessions.session, "GET", "DELETE"),
             _route("/v1/sessions/{session_id}/events", sessions.events, "GET", "POST"),
+            _route("/v1/sessions/{session_id}/tasks/{task_id}", endpoints.task, "GET", "DELETE"),
+            _route("/v1/sessions/{session_id}/tasks/{task_id}/events", endpoints.events, "GET"),
+            _route("/v1/sessions/{session_id}/tasks/{task_id}/result", endpoints.result, "GET"),
+            _route("/v1/tasks/{task_id}", endpoints.task, "POST", "GET", "DELETE"),
+            _route("/v1/tasks/{task_id}/events", endpoints.events, "GET"),
+            _route("/v1/tasks/{task_id}/result", endpoints.result, "GET"),
+            _route("/v1/analyse", endpoints.analyse, "POST"),
+            _route("/v1/summarise", endpoints.summarise, "POST"),
             Route("/v1/stream", _Endpoint(oneshots.stream), methods=["POST"]),
             Route("/v1/complete", _Endpoint(oneshots.complete), methods=["POST"]),
             Route("/healthz", _Endpoint(_alive), methods=["GET"]),
             Route("/readyz", _Endpoint(partial(_ready, store, connections)), methods=["GET"]),
+            Route("/metrics", _Endpoint(_metrics), methods=["GET"]),
             Route("/", page),
             Mount("/static", page),
         ],
         exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
         middleware=[Middleware(OriginCheck, hosts=_hosts(settings), origins=_origins(settings))],
-        lifespan=lambda _app: _lifespan(store, responder, engine, upkeep, connections),
+        lifespan=lambda _app: _lifespan(settings, parts, engine, worker, connections),
     )
     app.state.engine = engine
     app.state.connections = connections
-    app.state.drain = Drain(connections, [engine, oneshots], drain_s=settings.drain_s, shared=store.shared)
+    works: list[Work] = [engine, oneshots] if worker is None else [engine, oneshots, worker]
+    app.state.drain = Drain(connections, works, drain_s=settings.drain_s, shared=store.shared)
     return app
-
-
-def _store(settings: Settings) -> Store:
-    limits: dict[str, Any] = {"session_ttl_s": settings.session_ttl_s, "max_session_bytes": settings.max_session_bytes}
-    if not settings.redis_url:
-        return MemoryStore(**limits)
-    from realtime.store.redis import RedisStore  # its client is loaded only where it is used
-
-    return RedisStore(settings.redis_url, **limits)
 
 
 def _route(path: str, endpoint: ASGIApp, *methods: str) -> Route:
@@ -163,24 +174,18 @@ def _defaults(settings: Settings, model: str) -> Session:
 
 @asynccontextmanager
 async def _lifespan(
-    store: Store, responder: Responder, engine: Engine, upkeep: Upkeep, connections: Connections
+    settings: Settings, parts: Parts, engine: Engine, worker: Worker | None, connections: Connections
 ) -> AsyncIterator[None]:
-    """Everything that is shared lives here: the store, the model's client, the journal and the turns."""
+    """Everything that is shared lives here: the store, the model's client, the journal, the turns and the tasks."""
+    upkeep = Upkeep(engine, parts.lease, ttl_s=settings.session_ttl_s)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(store)
-        if isinstance(responder, AbstractAsyncContextManager):
-            await stack.enter_async_context(responder)
-        stack.push_async_callback(_resign, store, engine.instance)
+        await stack.enter_async_context(entered(parts, settings))
         await stack.enter_async_context(engine)
-        for work in (upkeep.sign(), upkeep.look(), upkeep.use(), connections.watch()):
+        for work in (parts.lease.sign(), upkeep.look(), upkeep.use(), connections.watch(), parts.sweeper.run()):
             engine.spawn(work)
+        if worker is not None:
+            await stack.enter_async_context(worker)
         yield
-
-
-async def _resign(store: Store, instance: str) -> None:
-    with suppress(StoreError, TimeoutError):  # then its lease runs out
-        async with asyncio.timeout(RESIGN_S):
-            await store.resign(instance)
 
 
 class _Endpoint:
@@ -223,6 +228,11 @@ async def _ready(store: Store, connections: Connections, _scope: Scope, _receive
         await send_error(send, error)
         return
     await send_json(send, {"status": "ready"})
+
+
+async def _metrics(_scope: Scope, _receive: Receive, send: Send) -> None:
+    body, content_type = metrics.render()
+    await send_answer(send, 200, [(b"content-type", content_type.encode())], body)
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
-import os
 import random
 import signal
 import sys
-import threading
 import unicodedata
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
@@ -19,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from realtime.keyboard import INTERRUPT, Keyboard
 from realtime.log import format_positions
 from realtime.protocol import JSON, SESSION_CHANNEL, new_id
 
@@ -27,6 +25,10 @@ FIRST_DELAY_S = 0.25
 MAX_DELAY_S = 10.0
 GRACE_MS = 15_000
 """How long an answer waits for this client to come back from a lost connection."""
+PROGRESS_CHARS = 78
+"""The longest progress line: one that wraps could not be written over."""
+CLEAR = "\r\x1b[K"
+"""Goes back to the start of the line, and empties it."""
 Event = dict[str, Any]
 
 
@@ -35,28 +37,55 @@ class ChatEnded(Exception):
 
 
 class Chat:
-    """What this client knows of the session: its positions, the response it waits for, what it could not send yet.
+    """What this client knows of the session: its positions, the response and the task it waits for, what it could not
+    send yet.
 
-    `apply` takes what the server sends and returns what to print; it does no I/O.
+    `apply` takes what the server sends and returns what to print; it does no I/O. Where `shows_progress`, that is for a
+    terminal, in which the line that says how far a task is can be written over.
     """
 
-    def __init__(self, session_id: str | None) -> None:
+    def __init__(self, session_id: str | None, *, shows_progress: bool = False) -> None:
         self.session_id = session_id
         self.positions: dict[str, int] = {}
         self.running: str | None = None
+        self.task: str | None = None
+        """The newest task that was asked for here, until it ends."""
         self.unsent: dict[str, Event] = {}
         """Commands by `event_id` that nobody has confirmed: sent again after a reconnect, carried out once."""
-        self._column = 0
+        self._names: dict[str, str] = {}
+        """What the tasks are called that have not ended."""
+        self._shows_progress = shows_progress
+        self._open: Literal["", "text", "progress"] = ""
+        """What the line holds that has not ended."""
 
     @property
     def idle(self) -> bool:
-        """Whether no answer is coming and nothing waits to be sent."""
-        return self.running is None and not self.unsent
+        """Whether no answer and no task of ours is coming, and nothing waits to be sent."""
+        return self.running is None and self.task is None and not self.unsent
 
     def query(self) -> dict[str, str]:
         """The query parameters with which the next connection goes on."""
         query = {"session_id": self.session_id} if self.session_id else {}
         return {**query, "after": format_positions(self.positions)} if self.positions else query
+
+    def typed(self, line: str) -> Event:
+        """The command that a line means: `/task NAME {…}`, `/cancel` where there is a task, or something to say."""
+        match line.split(maxsplit=2):
+            case ["/task", name, *rest]:
+                return self.start(name, "".join(rest) or "{}")
+            case ["/cancel"] if self.task is not None:
+                return self._command({"type": "task.cancel", "task_id": self.task})
+            case _:
+                return self.say(line)
+
+    def start(self, name: str, text: str) -> Event:
+        """The command that starts a task. What is no JSON is its input as it is: the server says what is wrong."""
+        try:
+            given = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            given = text
+        self.task = new_id("task")
+        return self._command({"type": "task.create", "task_id": self.task, "name": name, "input": given})
 
     def say(self, text: str) -> Event:
         """The command that asks for an answer to `text`; it interrupts one that is coming."""
@@ -73,7 +102,7 @@ class Chat:
     def stop(self) -> Event | None:
         """The command that stops the answer that is coming or was asked for; `None` if there is none, or it was
         sent already and nobody has confirmed it."""
-        kinds = {command["type"]: command["response_id"] for command in self.unsent.values()}
+        kinds = {command["type"]: command.get("response_id") for command in self.unsent.values()}
         response_id = kinds.get("response.create", self.running)
         if response_id is None or kinds.get("response.cancel") == response_id:
             return None
@@ -84,7 +113,7 @@ class Chat:
         if event["type"] != "conversation.item.created":  # the answer to it is still to be created
             self.unsent.pop(event.get("for_event_id", ""), None)
         if "seq" in event:
-            self.positions[event.get("response_id") or SESSION_CHANNEL] = event["seq"]
+            self.positions[event.get("response_id") or event.get("task_id") or SESSION_CHANNEL] = event["seq"]
         match event["type"]:
             case "session.created" | "session.resumed":
                 return self._attach(event)
@@ -97,8 +126,15 @@ class Chat:
                 return self._text(event["delta"])
             case "response.done":
                 return self._done(event)
+            case "task.created":
+                self.positions.setdefault(event["task"]["id"], 0)
+                self._names[event["task"]["id"]] = event["task"]["name"]
+            case "task.progress":
+                return self._progress(event)
+            case "task.done":
+                return self._task_done(event)
             case "error":
-                self.unsent.pop(event["error"].get("event_id", ""), None)
+                self._refused(event["error"].get("event_id", ""))
                 return self._line(f"[{event['error']['message']}]")
             case "session.closed":
                 return self._line(f"[the session was {event['reason']}]")
@@ -116,8 +152,13 @@ class Chat:
         known, self.session_id = self.session_id, event["session"]["id"]
         return "" if known else self._line(f"[session {self.session_id}; Ctrl-C stops an answer, Ctrl-D leaves]")
 
+    def _refused(self, event_id: str) -> None:
+        command = self.unsent.pop(event_id, {"type": ""})
+        if command["type"] == "task.create" and command["task_id"] == self.task:
+            self.task = None
+
     def _done(self, event: Event) -> str:
-        self.positions.pop(event["response_id"], None)
+        self._ends(event["response_id"])
         if self.running == event["response_id"]:
             self.running = None
         note = "" if event["status"] == "completed" else f" [{event['status']}]"
@@ -125,13 +166,44 @@ class Chat:
             note = f" [{event['error']['message']}]"
         return self._line(note, fresh=False)
 
+    def _task_done(self, event: Event) -> str:
+        self._ends(event["task_id"])
+        if self.task == event["task_id"]:
+            self.task = None
+        end = f"[{self._names.pop(event['task_id'], 'task')} {event['status']}]"
+        if "error" in event:
+            end += f" [{event['error']['message']}]"
+        if "result" in event:
+            end += f"\n{msgspec.json.format(msgspec.json.encode(event['result'])).decode()}"
+        if "result_url" in event:
+            end += f" {event['result_url']}"
+        return self._line(end)
+
+    def _ends(self, channel: str) -> None:
+        """Nothing comes of it any more, no answer to a late cancel either."""
+        self.positions.pop(channel, None)
+        for event_id, command in list(self.unsent.items()):
+            ids = command.get("response_id"), command.get("task_id")
+            if command["type"].endswith(".cancel") and channel in ids:
+                del self.unsent[event_id]
+
+    def _progress(self, event: Event) -> str:
+        """How far a task is, in one line over the one before; not in the middle of an answer."""
+        if not self._shows_progress or self._open == "text":
+            return ""
+        far = f"{event['progress']}" if event["total"] is None else f"{event['progress']}/{event['total']}"
+        told = " ".join([self._names.get(event["task_id"], "task"), far, *(event["message"] or "").split()])
+        self._open = "progress"
+        return f"{CLEAR}[{_printable(told)[:PROGRESS_CHARS]}]"
+
     def _text(self, text: str) -> str:
-        self._column = 1
-        return _printable(text)
+        start = CLEAR if self._open == "progress" else ""
+        self._open = "text"
+        return start + _printable(text)
 
     def _line(self, text: str, *, fresh: bool = True) -> str:
-        start = "\n" if fresh and self._column else ""
-        self._column = 0
+        start = {"": "", "progress": CLEAR, "text": "\n" if fresh else ""}[self._open]
+        self._open = ""
         return f"{start}{_printable(text)}\n"
 
 
@@ -143,7 +215,7 @@ def _printable(text: str) -> str:
 def run(url: str, session_id: str | None) -> int:
     """Talk until the user leaves or the session ends. Returns the exit status."""
     try:
-        return asyncio.run(_run(_address(url), Chat(session_id)))
+        return asyncio.run(_run(_address(url), Chat(session_id, shows_progress=sys.stdout.isatty())))
     except ChatEnded as ended:
         print(ended, file=sys.stderr)
         return 1
@@ -152,7 +224,7 @@ def run(url: str, session_id: str | None) -> int:
 
 
 async def _run(address: str, chat: Chat) -> int:
-    with _Keyboard() as keyboard:
+    with Keyboard() as keyboard:
         delay_s = FIRST_DELAY_S
         while True:
             try:
@@ -185,7 +257,7 @@ def _connected(address: str, chat: Chat) -> connect:
     return connect(uri, subprotocols=[Subprotocol(JSON.subprotocol)], compression=None, max_size=None)
 
 
-async def _talk(socket: ClientConnection, chat: Chat, keyboard: _Keyboard) -> bool:
+async def _talk(socket: ClientConnection, chat: Chat, keyboard: Keyboard) -> bool:
     """Send what is typed and show what comes, until the user leaves (`True`) or the connection ends."""
     idle = asyncio.Event()
     tasks = [
@@ -211,7 +283,7 @@ async def _show_all(socket: ClientConnection, chat: Chat, idle: asyncio.Event) -
             idle.clear()
 
 
-async def _send_all(socket: ClientConnection, chat: Chat, idle: asyncio.Event, keyboard: _Keyboard) -> bool:
+async def _send_all(socket: ClientConnection, chat: Chat, idle: asyncio.Event, keyboard: Keyboard) -> bool:
     """Send what is typed; returns when the user leaves. A script's next line waits for the answer to the last one."""
     is_script = not sys.stdin.isatty()
     for unsent in list(chat.unsent.values()):
@@ -221,7 +293,7 @@ async def _send_all(socket: ClientConnection, chat: Chat, idle: asyncio.Event, k
             idle.clear()
             await idle.wait()
         line = await keyboard.line()
-        command = chat.stop() if line in {_INTERRUPT, None} else chat.say(line)
+        command = chat.stop() if line in {INTERRUPT, None} else chat.typed(line)
         if command is not None:
             await socket.send(msgspec.json.encode(command).decode())
         if line is None or command is None:  # the end of the input, or Ctrl-C with nothing to stop
@@ -245,63 +317,3 @@ def _raise_if_final(error: Exception, chat: Chat) -> None:
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-_INTERRUPT = "\x03"
-
-
-class _Keyboard:
-    """Lines from standard input, and Ctrl-C, in the order in which they came. To be used by `with`, in a loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
-        self._interrupted = asyncio.Event()
-
-    def __enter__(self) -> _Keyboard:
-        if sys.stdin.isatty():  # else Ctrl-C ends the script
-            self._loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        # A daemon that reads the descriptor itself: it can't be cancelled, and must not hold sys.stdin's lock at exit.
-        threading.Thread(target=self._read, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.remove_signal_handler(signal.SIGINT)
-
-    async def line(self) -> str | None:
-        """The next line that is not empty, `_INTERRUPT` for a Ctrl-C, `None` at the end of the input."""
-        while (line := await self._lines.get()) is not None and not line.strip():
-            pass
-        if line == _INTERRUPT:
-            self._interrupted.clear()
-        return line
-
-    async def interrupted_within(self, timeout_s: float) -> bool:
-        """Wait so long for a Ctrl-C; whether one came, now or before, that `line` has not returned."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._interrupted.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _interrupt(self) -> None:
-        self._interrupted.set()
-        self._lines.put_nowait(_INTERRUPT)
-
-    def _read(self) -> None:
-        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        rest = ""
-        while data := os.read(sys.stdin.fileno(), 65536):
-            *lines, rest = (rest + decode(data)).split("\n")
-            for line in lines:
-                self._put(line)
-        if rest:
-            self._put(rest)
-        self._put(None)
-
-    def _put(self, line: str | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
-        except RuntimeError:  # the loop has ended: nobody reads any more
-            return

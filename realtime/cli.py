@@ -1,4 +1,4 @@
-"""The command line: `realtime serve`, `realtime chat`."""
+"""The command line: `realtime serve`, `realtime worker`, `realtime chat`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,21 @@ def _keep_workers(settings: Settings, count: int) -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     workers = Workers(command, listener, count=count, patience_s=settings.drain_s + MARGIN_S)
     return keep(workers, lambda: say_where(listener, f" ({count} workers)"))
+
+
+@main.command()
+def worker() -> None:
+    """Run background tasks, beside servers that share a Redis."""
+    from realtime.observe import logs
+    from realtime.settings import SettingsError, load_settings
+    from realtime.tasks.process import run
+
+    try:
+        settings = load_settings()
+        logs.configure(settings.log_format, settings.log_level)
+        run(settings)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _is_loopback(host: str) -> bool:

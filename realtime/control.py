@@ -10,3 +10,9 @@ class CancelResponse(ChannelEvent, kw_only=True, frozen=True, tag="control.cance
 
     response_id: str
     reason: str
+
+
+class CancelTask(ChannelEvent, kw_only=True, frozen=True, tag="control.cancel_task"):
+    """Whoever runs this task stops it, and whoever would run it does not."""
+
+    task_id: str

@@ -21,6 +21,7 @@ from realtime.protocol import (
     ChannelEvent,
     ResponseCreated,
     SessionClosed,
+    TaskCreated,
 )
 from realtime.store.base import Head
 
@@ -68,9 +69,9 @@ async def find_start(live: LiveSession, after: Mapping[str, int] | None) -> Star
 
 
 def _is_old(live: LiveSession, heads: Mapping[str, Head], after: Mapping[str, int]) -> bool:
-    """Whether a response that a reader names has ended by what was told here, and not by `heads`."""
-    named = (live.state.responses.get(channel) for channel in after)
-    return any(response and response.done and not heads.get(response.id, UNBEGUN).finished for response in named)
+    """Whether what a reader names has ended by what was told here, and not by `heads`."""
+    named = [channel for channel in after if live.state.knows(channel) and live.state.is_over(channel)]
+    return any(not heads.get(channel, UNBEGUN).finished for channel in named)
 
 
 class Cursor:
@@ -181,6 +182,8 @@ class Cursor:
             self._leave(channel)
         elif isinstance(event, ResponseCreated):
             self.positions.setdefault(event.response.id, 0)
+        elif isinstance(event, TaskCreated):
+            self.positions.setdefault(event.task.id, 0)
         return self._marked(channel, event.for_clients())
 
     def _marked(self, channel: str, event: ChannelEvent) -> ChannelEvent:

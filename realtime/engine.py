@@ -13,11 +13,11 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-from realtime.control import CancelResponse
-from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
+from realtime.background import Background
+from realtime.control import CancelResponse, CancelTask
+from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable, session_not_found
 from realtime.hub import Hub
 from realtime.live import RETRY_S, LiveSession, Reader
-from realtime.observe import logs
 from realtime.protocol import (
     CONTROL_CHANNEL,
     SESSION_CHANNEL,
@@ -28,11 +28,25 @@ from realtime.protocol import (
     ResponseCreate,
     ResponseCreated,
     Session,
+    TaskCreate,
+    TaskCreated,
+    TaskDone,
+    is_task_id,
     new_id,
     timestamp,
 )
-from realtime.session import Decision, Limits, ResponseState, decide, settings_update, truncated_response
-from realtime.store.base import CommandRecord, CommandSeen, Made, PositionConflict, Store, Viewer, Write
+from realtime.session import (
+    Decision,
+    Limits,
+    ResponseState,
+    TaskState,
+    decide,
+    settings_update,
+    task_created,
+    truncated_response,
+)
+from realtime.store.base import CommandRecord, CommandSeen, Made, PositionConflict, Store, TaskRef, Viewer, Write
+from realtime.tasks.desk import Desk
 from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns, answer_text
 
 LATE_S = 5.0
@@ -54,27 +68,29 @@ class Engine:
     `defaults` is the template of a new session's settings; its identity and times are filled in.
     """
 
-    def __init__(self, store: Store, turns: Turns, *, defaults: Session, limits: Limits, ttl_s: float) -> None:
+    def __init__(
+        self, store: Store, turns: Turns, desk: Desk, *, defaults: Session, limits: Limits, ttl_s: float
+    ) -> None:
         self.store = store
+        self.desk = desk
         self.instance = turns.instance
         self.hub = Hub(store, self)
         self.draining = False
-        """Whether no more responses are started here."""
+        """Whether nothing is started here any more."""
+        self._begins_here = ResponseCreate if store.shared else ResponseCreate | TaskCreate
         self._turns = turns
         self._defaults = defaults
         self._limits = limits
         self._ttl_s = ttl_s
         self._running: dict[str, dict[str, Turn]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._commits: set[asyncio.Task[None]] = set()
-        self._group = asyncio.TaskGroup()
         self._kept_open: set[LiveSession] = set()
-        self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
+        await self._background.__aenter__()
         self.spawn(self._turns.journal.run())
         self.spawn(self._turns.pace.run())
         return self
@@ -82,24 +98,15 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        await self._background.__aexit__(kind, error, trace)
         if left := self._commits | self._turns.abandoned:
             _, late = await asyncio.wait(left, timeout=STOP_TIMEOUT_S)
             for task in late & self._commits:
                 task.cancel()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have `work` run until it ends or the engine does. An engine that is stopping takes no more work."""
-        if self._stopping:
-            work.close()
-            return
-        task = self._group.create_task(_contained(work))
-        task.add_done_callback(lambda _: work.close())  # it may have been cancelled before it began
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Have `work` run until it ends or the engine does."""
+        self._background.spawn(work)
 
     async def create(self, user: str, overrides: Overrides | None = None) -> str:
         """Make a session of `user`'s; returns its id. Raises `InvalidRequest` for settings that are not allowed."""
@@ -114,6 +121,24 @@ class Engine:
         await self.store.create(session)
         return session_id
 
+    async def create_task(self, user: str, name: str, given: object) -> str:
+        """Make a task that belongs to no session of `user`'s; returns its id. It has a session of its own, which nobody
+        can look at. Raises `NotFound` for a name that there is not, and `InvalidRequest`."""
+        task_input = self.desk.registry.check(name, given)
+        task_id = new_id("task")
+        session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
+        created = task_created(task_id, name, task_input, user=user, now=session.created_at)
+        task = TaskRef(task_id, task_id, name)
+        await self.store.create(session, ttl_s=self.desk.ttl_s)
+        try:
+            await self.desk.announce([task])
+            await self.store.append(task_id, [Write(SESSION_CHANNEL, [created], expect=0)])
+        except StoreError:
+            self.spawn(self._unmake(task_id))  # it may be there, and nobody knows its id
+            raise
+        self.spawn(self.desk.submit(task))
+        return task_id
+
     def describe(self, live: LiveSession) -> Session:
         """The session as clients see it now."""
         return msgspec.structs.replace(live.state.session, expires_at=timestamp(in_s=self._ttl_s))
@@ -121,6 +146,8 @@ class Engine:
     @asynccontextmanager
     async def attach(self, session_id: str, reader: Reader) -> AsyncIterator[LiveSession]:
         """Look at a session, as a participant, for as long as the block lasts. Raises `NotFound`."""
+        if is_task_id(session_id):
+            raise session_not_found()
         async with self.hub.use(session_id) as live:
             joining = self._whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
             try:
@@ -137,12 +164,18 @@ class Engine:
         A command whose `event_id` was carried out before does nothing. Cancelled, it was carried out whole or not at
         all.
         """
-        if self.draining and isinstance(command, ResponseCreate):
+        if self.draining and isinstance(command, self._begins_here):
             raise Unavailable("draining", "This instance is shutting down; another one takes it.", retry_after_ms=1000)
+        task_input = ""
+        if isinstance(command, TaskCreate):
+            task_input = self.desk.registry.check(command.name, command.input)
+            command = msgspec.structs.replace(command, input=task_input)
         digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
+        if isinstance(command, TaskCreate):
+            command = msgspec.structs.replace(command, task_id=command.task_id or new_id("task"))
         while (seen := await self._seen(live, command, user, digest)) is None:
             try:
-                decision = await self._decide(live, command, user)
+                decision = await self._decide(live, command, user, task_input)
             except RealtimeError:
                 seen = await self._seen(live, command, user, digest)
                 if seen is not None:
@@ -196,6 +229,11 @@ class Engine:
         else:
             self.start_next(live)
 
+    def followed(self, live: LiveSession) -> list[str]:
+        """The responses that run elsewhere, and the tasks that run: a worker's words come from the store."""
+        responses = [one.id for one in live.state.unfinished.values() if one.running and one.instance != self.instance]
+        return responses + [task.id for task in live.state.unfinished_tasks.values() if task.running]
+
     def changed(self, live: LiveSession) -> None:
         """Whatever happened to a session: end what has to end."""
         if live.gone:
@@ -204,6 +242,8 @@ class Engine:
             return
         if live.state.closed:
             self._end_all(live, _cancelled("session_closed", live.state.closed_by))
+            for task in list(live.state.unfinished_tasks.values()):
+                self._end_waiting(live, task, live.state.closed_by)
         for response_id, turn in self._running.get(live.id, {}).items():
             response = live.state.responses.get(response_id)
             if response is None or response.done:
@@ -217,6 +257,10 @@ class Engine:
             response = live.state.unfinished.get(request.response_id)
             if response is not None:
                 self._stop(live, response, _cancelled(request.reason, request.for_event_id))
+        elif isinstance(request, CancelTask):
+            task = live.state.unfinished_tasks.get(request.task_id)
+            if task is not None:
+                self._end_waiting(live, task, request.for_event_id)
 
     def unended(self, live: LiveSession, response: ResponseState) -> None:
         """Write an end that the store has lost, so that whoever comes finds one. Who has seen it sees no other."""
@@ -254,7 +298,7 @@ class Engine:
             await live.refresh()
         return stood != (live.state.position, set(live.state.unfinished))
 
-    async def _decide(self, live: LiveSession, command: Command, user: str) -> Decision:
+    async def _decide(self, live: LiveSession, command: Command, user: str, task_input: str) -> Decision:
         answer = truncated_response(command)
         heard = await answer_text(live, answer) if answer else ""
         return decide(
@@ -264,18 +308,24 @@ class Engine:
             now=timestamp(),
             limits=self._limits,
             heard=heard,
+            task_input=task_input,
             expires_at=timestamp(in_s=self._ttl_s),
         )
 
     async def _commit(self, live: LiveSession, writes: Sequence[Write], record: CommandRecord | None) -> None:
         """Append what was decided, and start what may start."""
+        events = [entry for write in writes for entry in write.entries]
+        tasks = [TaskRef(live.id, event.task.id, event.task.name) for event in events if isinstance(event, TaskCreated)]
         try:
+            await self.desk.announce(tasks)
             if writes or record:
-                await self.store.append(live.id, writes, record)
+                await self.store.append(live.id, writes, record, keep_s=self.desk.ttl_s if tasks else 0.0)
         except StoreError:
             live.doubt()  # it may have been carried out
             raise
-        for event in (entry for write in writes for entry in write.entries):
+        for task in tasks:
+            self.spawn(self.desk.submit(task))
+        for event in events:
             if isinstance(event, ResponseCreated):
                 await self._look_after(live, is_sure=event.response.status != "queued")
 
@@ -307,6 +357,17 @@ class Engine:
     def _end_all(self, live: LiveSession, end: End) -> None:
         for response in list(live.state.unfinished.values()):
             self._stop(live, response, end)
+
+    def _end_waiting(self, live: LiveSession, task: TaskState, event_id: str | None) -> None:
+        """End a task that no worker has begun; one that runs is ended by its worker."""
+        if not (task.stopping or task.running):
+            self.spawn(self._end_task(live, task, event_id))
+        task.stopping = True
+
+    async def _end_task(self, live: LiveSession, task: TaskState, event_id: str | None) -> None:
+        done = TaskDone(task_id=task.id, status="cancelled", for_event_id=event_id, at=timestamp())
+        with suppress(PositionConflict, RealtimeError):  # it has begun, or whoever would begin it finds out
+            await self.store.append(live.id, [Write(task.id, [done], expect=0)])
 
     def _stop(self, live: LiveSession, response: ResponseState, end: End) -> None:
         turn = self._running.get(live.id, {}).get(response.id)
@@ -365,6 +426,13 @@ class Engine:
             await asyncio.sleep(LATE_S)
             await self._tell_left(session_id, reader)
 
+    async def _unmake(self, session_id: str) -> None:
+        while True:
+            with suppress(StoreError):
+                await self.store.erase(session_id)
+                return
+            await asyncio.sleep(RETRY_S)
+
     async def _tell_left(self, session_id: str, reader: Reader) -> None:
         while True:
             try:
@@ -374,14 +442,6 @@ class Engine:
                 return
             except StoreError:
                 await asyncio.sleep(RETRY_S)
-
-
-async def _contained(work: Coroutine[Any, Any, None]) -> None:
-    """Do `work`. A fault of ours ends it, and is reported; it must not end everybody's."""
-    try:
-        await work
-    except Exception as error:
-        logs.report(error)
 
 
 def _cancelled(reason: str, event_id: str | None = None) -> End:
@@ -396,6 +456,8 @@ def _made(decision: Decision) -> Made:
                 ids["item_id"] = item.id
             case ResponseCreated(response=response):
                 ids["response_id"] = response.id
+            case TaskCreated(task=task):
+                ids["task_id"] = task.id
     return Made(**ids)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copyreg
+from typing import Any, ClassVar
 
 from realtime.protocol import CloseCode, ErrorBody, ErrorMessage, Failure
 
@@ -25,6 +26,10 @@ class RealtimeError(Exception):
         self.message = message
         self.param = param
         self.retry_after_ms = retry_after_ms
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go from process to process as it is."""
+        return copyreg.__newobj__, (type(self), self.message), self.__dict__  # type: ignore[attr-defined]
 
     def as_message(self, *, event_id: str | None = None, fatal: bool = False) -> ErrorMessage:
         """The `error` frame that tells of this; with `fatal` the connection's end follows."""
@@ -109,6 +114,15 @@ class ServerError(RealtimeError):
     """A fault of the server, or of the responder that its owner gave it."""
 
 
+class TaskError(ServerError):
+    """What a task raises to have clients told why it failed: any other error is told by its type alone."""
+
+
 def session_not_found() -> NotFound:
     """No such session, an expired one, or not yours: one code path, so that they can't be told apart."""
     return NotFound("session_not_found", "There is no such session, or it has expired.", param="session_id")
+
+
+def task_not_found() -> NotFound:
+    """No such task, an expired one, or not yours: as above."""
+    return NotFound("task_not_found", "There is no such task, or it has expired.", param="task_id")

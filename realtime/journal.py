@@ -1,10 +1,10 @@
-"""Writes what the responses of this process say to the store: all of them in one round trip, every few milliseconds.
+"""Writes what the responses and tasks of this process say to the store: all in one round trip, every few milliseconds.
 
-The journal is the only writer of a response's channel once the response runs, so its own writes never overtake each
+The journal is the only writer of a channel once its response or task runs, so its own writes never overtake each
 other. A store that does not answer is asked again until it does, while readers here go on reading. Because a write that
 was not answered may have had its effect all the same, a position that the store does not expect is looked into: what
-stands there may be what this process wrote. If it isn't, somebody else has ended the response. And if less stands there
-than was written, the store has lost a part of it, and what follows can't be told in order any more.
+stands there may be what this process wrote. If it isn't, somebody else has ended it. And if less stands there than was
+written, the store has lost a part of it, and what follows can't be told in order any more.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from realtime.errors import ConflictError, StoreError
 from realtime.live import RETRY_S
 from realtime.log import Deltas, Entry, length
 from realtime.observe import logs
-from realtime.protocol import MAX_FRAME_CHARS, ChannelEvent, ResponseDone
+from realtime.protocol import MAX_FRAME_CHARS, ChannelEvent
 from realtime.store.base import Batch, Head, PositionConflict, Store, Write
 from realtime.view import View
 
 
 class Tail:
-    """What one channel still has to tell the store. `lost` is called with the error once a write was refused."""
+    """What one channel still has to tell the store. `lost` is called with the error once a write was refused. Its
+    session is kept for at least `keep_s` after each write."""
 
-    __slots__ = ("_end", "_ended", "_refused", "channel", "lost", "session_id", "view")
+    __slots__ = ("_end", "_ended", "_refused", "channel", "keep_s", "lost", "session_id", "view")
 
-    def __init__(self, session_id: str, channel: str, view: View, *, lost: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, session_id: str, channel: str, view: View, *, lost: Callable[[Exception], None], keep_s: float = 0.0
+    ) -> None:
         self.session_id = session_id
         self.channel = channel
         self.view = view
         self.lost = lost
-        self._end: ResponseDone | None = None
+        self.keep_s = keep_s
+        self._end: ChannelEvent | None = None
         self._ended: asyncio.Future[None] | None = None
         self._refused: Exception | None = None
         """Why nothing more of this can be written, not even its end."""
 
-    def finish(self, end: ResponseDone) -> asyncio.Future[None]:
+    def finish(self, end: ChannelEvent) -> asyncio.Future[None]:
         """Let `end` follow the last delta; the future is done, or has the store's error, once it was written."""
         self._end = end
         self._ended = asyncio.get_running_loop().create_future()
@@ -46,7 +50,12 @@ class Tail:
 
     def batch(self) -> Batch:
         """All that is shown and not stored yet, and the end if there is one."""
-        return Batch(self.session_id, [Write(self.channel, self._entries(), expect=self.view.stored)])
+        write = Write(self.channel, self._entries(), expect=self.view.stored)
+        return Batch(self.session_id, [write], keep_s=self.keep_s)
+
+    def abandon(self) -> None:
+        """Write nothing more of this."""
+        self._refused = self._refused or PositionConflict()
 
     @property
     def is_clean(self) -> bool:
@@ -109,7 +118,7 @@ class Journal:
         self._dirty[tail] = None
         self._marked.set()
 
-    async def finish(self, tail: Tail, end: ResponseDone) -> None:
+    async def finish(self, tail: Tail, end: ChannelEvent) -> None:
         """Write what is left of the channel, and its end, at once; returns when the store has it, however long that
         takes.
 
@@ -177,11 +186,11 @@ class Journal:
             found = await self._read(tail, stood)
         except StoreError:
             self.mark(tail)
-        except Exception as error:  # whatever it is, it is this response's end and not the journal's
+        except Exception as error:  # whatever it is, it is this channel's end and not the journal's
             tail.refuse(error)
         else:
             if head.position < stood and not head.finished:
-                tail.refuse(StoreError("store_lost", "The store has lost a part of the response."))
+                tail.refuse(StoreError("store_lost", "The store has lost a part of it."))
             elif head.position >= stood and tail.compare(stood, found, finished=head.finished):
                 self.mark(tail)
             else:

@@ -7,11 +7,12 @@ readers here; what a response of this process says is shown first and stored by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from msgspec.structs import replace
 
+from realtime.doorbell import Doorbell
 from realtime.errors import NotFound, StoreError, session_not_found
 from realtime.log import ChannelLog, Deltas, Entry, entries_from, length
 from realtime.observe import logs
@@ -24,8 +25,11 @@ from realtime.protocol import (
     ResponseCreated,
     ResponseDone,
     ResponseInProgress,
+    TaskCreated,
+    TaskDone,
+    TaskStarted,
 )
-from realtime.session import ResponseState, SessionState
+from realtime.session import ResponseState, SessionState, TaskState
 from realtime.store.base import (
     Appended,
     Gone,
@@ -68,6 +72,9 @@ class Ears(Protocol):
     instance: str
     """The instance that this is."""
 
+    def followed(self, live: LiveSession) -> Iterable[str]:
+        """The channels that run, and that readers here have to be told of from the store."""
+
     def changed(self, live: LiveSession) -> None:
         """Something was appended, or happened to the audience, or the session is gone; but for deltas."""
 
@@ -93,6 +100,7 @@ class LiveSession:
         "_timer",
         "_watches",
         "audience",
+        "bells",
         "gone",
         "id",
         "readers",
@@ -111,6 +119,8 @@ class LiveSession:
         self.users = 0
         """How many keep it open: see `Hub.retain`."""
         self.readers: set[Reader] = set()
+        self.bells: set[Doorbell] = set()
+        """Rung with the readers: for those who look at the session and are no participants."""
         self.gone: Gone | None = None
         """Set once the store has the session no more."""
         self._ears = ears
@@ -136,7 +146,7 @@ class LiveSession:
         backlog, self._backlog = self._backlog or [], None
         for notice in backlog:
             self._receive(notice)
-        if snapshot.heads.get(CONTROL_CHANNEL) or self._foreign():
+        if snapshot.heads.get(CONTROL_CHANNEL) or list(self._ears.followed(self)):
             self.doubt()
         self._ears.changed(self)
 
@@ -188,6 +198,10 @@ class LiveSession:
         for channel in [channel for channel, view in self.views.items() if view.finished]:
             self.release(channel)
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have `work` run until it ends or the process does, whether or not the session stays open."""
+        self._ears.spawn(work)
+
     def start_timer(self, at: float, look: Callable[[LiveSession], None]) -> None:
         """Have `look` called with this session at loop time `at`, unless the timer is stopped or started anew."""
         self.stop_timer()
@@ -203,13 +217,16 @@ class LiveSession:
         """Let every reader look for what is new."""
         for reader in self.readers:
             reader.wake()
+        for bell in self.bells:
+            bell.ring()
 
     def positions(self) -> dict[str, int]:
         """Where the session and its unfinished channels stand now.
 
         A closed session stands before its end: who begins here is still to be told of that.
         """
-        unfinished = {name: self.views[name].log.head for name in self.state.unfinished}
+        names = [*self.state.unfinished, *self.state.unfinished_tasks]
+        unfinished = {name: self.views[name].log.head for name in names}
         return {SESSION_CHANNEL: self.state.position - int(self.state.closed), **unfinished}
 
     async def stored(self, channel: str) -> list[Entry]:
@@ -257,21 +274,30 @@ class LiveSession:
     def _append(self, appended: Appended) -> None:
         view = self.views.get(appended.channel)
         if view is None:
-            if appended.channel not in self.state.responses:
+            if not self.state.knows(appended.channel):
                 self.doubt()  # its creation was not told
             return
         if appended.first > view.log.head + 1:
             self.doubt()
             return
         shown, log = view.log.head, view.log
-        for event in view.receive(appended.first, appended.entries):
-            self._apply(event)
+        events = view.receive(appended.first, appended.entries)
         if appended.channel == SESSION_CHANNEL:
-            self.state.position = view.log.head
-        elif view.finished:
+            self._fold_on(events, view.log.head)
+        else:
+            for event in events:
+                self._apply(event)
+        if view.finished and appended.channel != SESSION_CHANNEL:
             self.release(appended.channel)
         if view.log.head > shown or view.log is not log:
             self._tell()
+
+    def _fold_on(self, events: Sequence[ChannelEvent], head: int) -> None:
+        """Fold events of the session's own channel, the last of which stands at `head`. Its end may be told again."""
+        for position, event in enumerate(events, head - len(events)):
+            self.state.position = position
+            self._apply(event)
+        self.state.position = head
 
     def _tell(self) -> None:
         self.wake()
@@ -286,9 +312,13 @@ class LiveSession:
                 self.audience.created(response.id, now=asyncio.get_running_loop().time())
             case ResponseInProgress(instance=instance) if instance != self._ears.instance:
                 self.doubt()  # it runs elsewhere: there is somebody to follow
-            case ResponseDone(response_id=response_id):
-                self.audience.ended(response_id)
-                self._watches.pop(response_id, _nothing)()
+            case TaskCreated(task=task):
+                self.views[task.id] = View()
+            case TaskStarted(task_id=task_id) if task_id not in self._watches:
+                self.doubt()  # a worker follows no view: there is somebody to follow
+            case ResponseDone(response_id=channel) | TaskDone(task_id=channel):
+                self.audience.ended(channel)
+                self._watches.pop(channel, _nothing)()
 
     def _control(self, appended: Appended) -> None:
         position = appended.first + sum(map(length, appended.entries)) - 1
@@ -312,7 +342,7 @@ class LiveSession:
 
     async def _read_all(self) -> None:
         try:
-            await self._follow_foreign()
+            await self._follow()
             snapshot = await self.refresh()
             self._heard = replace(self._heard, audience=snapshot.audience)
             await self._read_viewers()
@@ -336,16 +366,11 @@ class LiveSession:
         else:
             self._must_read = True
 
-    def _foreign(self) -> list[str]:
-        """The responses that run elsewhere."""
-        running = (response for response in self.state.unfinished.values() if response.running)
-        return [response.id for response in running if response.instance != self._ears.instance]
-
-    async def _follow_foreign(self) -> None:
-        for channel in self._foreign():
+    async def _follow(self) -> None:
+        for channel in self._ears.followed(self):
             if channel not in self._watches:
                 unwatch = await self.store.follow(self.id, channel, self._receive)
-                if not self._watches or channel not in self.state.unfinished:
+                if not self._watches or self.state.is_over(channel):
                     unwatch()
                 else:
                     self._watches[channel] = unwatch
@@ -382,6 +407,8 @@ class LiveSession:
             state.position += 1
         for response in list(state.unfinished.values()):
             await self._fold_response(response, snapshot.heads.get(response.id))
+        for task in list(state.unfinished_tasks.values()):
+            self._fold_task(task, snapshot.heads.get(task.id, UNBEGUN))
         self.views[SESSION_CHANNEL] = View(state.position)
 
     async def _fold_response(self, response: ResponseState, head: Head | None) -> None:
@@ -394,6 +421,13 @@ class LiveSession:
             assert isinstance(claim, ResponseInProgress)
             self.state.apply(claim)
             self.views[response.id] = View(head.position)
+
+    def _fold_task(self, task: TaskState, head: Head) -> None:
+        if head.finished:
+            self.state.end(task.id)
+            return
+        task.running = head.position > 0
+        self.views[task.id] = View(head.position)
 
 
 def _nothing() -> None:

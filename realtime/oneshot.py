@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 from starlette.types import Receive, Scope, Send
 
+from realtime.call import Call, ModelSettings
 from realtime.conversation import Message, estimate_tokens, fit
 from realtime.decoding import invalid
 from realtime.errors import InvalidRequest, RealtimeError, ServerError, Unavailable
 from realtime.http import STREAM_HEADERS, one_line, read_body, send_error, send_json, while_connected
 from realtime.observe import logs
 from realtime.protocol import Role, Tokens, Usage
-from realtime.responders.answering import answering, checked
-from realtime.responders.base import Finish, Reasoning, Request, Text, TokenCount
+from realtime.responders.base import Request
 from realtime.session import Limits
-from realtime.turn import Turns
-from realtime.usage import Meter
 
 
 class _ReaderStalledError(Exception):
@@ -60,15 +58,11 @@ class _Done(Struct):
 
 
 class _Turn:
-    """One answer, as it comes: iterate over it for its text; `meter` and `stop_reason` are final at its end."""
+    """One answer that may be ended from outside; `over` is set once the client was told all of it."""
 
-    def __init__(self, request: Request, turns: Turns) -> None:
-        self.request = request
-        self.stop_reason = "end_turn"
-        self.meter = Meter(estimate_tokens(request.instructions, *(message.content for message in request.messages)))
+    def __init__(self, call: Call) -> None:
+        self.call = call
         self.over = asyncio.Event()
-        """Set once the client was told all."""
-        self._turns = turns
         self._running: asyncio.Timeout | None = None
         self._error: RealtimeError | None = None
 
@@ -93,43 +87,16 @@ class _Turn:
         finally:
             self._running = None
 
-    async def texts(self) -> AsyncGenerator[str, None]:
-        async with answering(self._turns.responder, self.request, idle_s=self._turns.idle_timeout_s) as answer:
-            async for event in answer.events:
-                match event:
-                    case Text(text="") | Reasoning(text="") | "":
-                        continue
-                    case Text() | str():
-                        text = event.text if isinstance(event, Text) else checked(event)
-                        self.meter.said(text)
-                        answer.pause()
-                        yield text
-                        answer.progress()
-                    case Reasoning(text=text):
-                        self.meter.thought(text)
-                        answer.progress()
-                    case TokenCount():
-                        self.meter.counted(event)
-                    case Finish():
-                        self.meter.finished(event)
-                        self.stop_reason = event.stop_reason
-                        return
-                    case _:
-                        assert_never(event)
-
 
 class OneShots:
-    """The two endpoints, over what turns share. They are ASGI applications: `stream` and `complete`.
+    """The two endpoints. They are ASGI applications: `stream` and `complete`.
 
     While they are `draining` they refuse what is asked of them.
     """
 
-    def __init__(
-        self, turns: Turns, limits: Limits, *, default_model: str, max_body_bytes: int, send_timeout_s: float
-    ) -> None:
-        self._turns = turns
+    def __init__(self, model: ModelSettings, limits: Limits, *, max_body_bytes: int, send_timeout_s: float) -> None:
+        self._model = model
         self._limits = limits
-        self._default_model = default_model
         self._max_body_bytes = max_body_bytes
         self._send_timeout_s = send_timeout_s
         self.draining = False
@@ -169,7 +136,7 @@ class OneShots:
         except RealtimeError as error:
             await send_error(send, error)
             return None
-        return _Turn(request, self._turns)
+        return _Turn(Call(request, self._model))
 
     @contextmanager
     def _run(self, turn: _Turn) -> Iterator[None]:
@@ -189,7 +156,7 @@ class OneShots:
     async def _tell(self, turn: _Turn, send: Send) -> None:
         """The text as it comes, and then how it ended."""
         try:
-            async with turn.endable(), aclosing(turn.texts()) as texts:
+            async with turn.endable(), aclosing(turn.call.texts()) as texts:
                 async for text in texts:
                     await self._send_event(send, {"text": text})
         except _ReaderStalledError:
@@ -197,17 +164,17 @@ class OneShots:
         except Exception as error:  # told to the client, and where it is not ours to the log
             await self._send_event(send, _told(error).as_failure(), name="server_error")
         else:
-            await self._send_event(send, _Done(turn.meter.usage(), turn.stop_reason), name="done")
+            await self._send_event(send, _Done(turn.call.meter.usage(), turn.call.stop_reason), name="done")
 
     async def _complete(self, turn: _Turn, send: Send) -> None:
         try:
-            async with turn.endable(), aclosing(turn.texts()) as texts:
+            async with turn.endable(), aclosing(turn.call.texts()) as texts:
                 text = "".join([text async for text in texts])
         except Exception as error:  # as in `_tell`
             await send_error(send, _told(error))
             return
-        completion = Completion(text, turn.meter.usage(), turn.stop_reason, turn.request.model)
-        await send_json(send, completion)
+        call = turn.call
+        await send_json(send, Completion(text, call.meter.usage(), call.stop_reason, call.request.model))
 
     async def _send_event(self, send: Send, data: Any, *, name: str = "") -> None:
         event = f"event: {name}\n".encode() if name else b""
@@ -227,11 +194,11 @@ class OneShots:
         conversation = [Message(message.role, message.content) for message in asked.messages or ()]
         if asked.prompt is not None:
             conversation.append(Message("user", asked.prompt))
-        room = self._turns.context_tokens - max_tokens - estimate_tokens(asked.instructions or "")
+        room = self._model.context_tokens - max_tokens - estimate_tokens(asked.instructions or "")
         return Request(
-            messages=fit(conversation, room_tokens=room, truncation=self._turns.truncation),
+            messages=fit(conversation, room_tokens=room, truncation=self._model.truncation),
             instructions=asked.instructions or "",
-            model=asked.model or self._default_model,
+            model=asked.model or self._model.default_model,
             max_output_tokens=max_tokens,
         )
 

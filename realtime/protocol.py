@@ -37,6 +37,7 @@ Role = Literal["user", "assistant", "system"]
 OnDisconnect = Literal["cancel", "continue"]
 MultitaskStrategy = Literal["reject", "interrupt", "enqueue"]
 ResponseStatus = Literal["completed", "cancelled", "failed", "incomplete"]
+TaskEnd = Literal["complete", "failed", "cancelled"]
 
 
 class CloseCode(enum.IntEnum):
@@ -66,6 +67,11 @@ class Merge(enum.Enum):
 def new_id(prefix: str) -> str:
     """An id that the server makes: the prefix and 128 random bits."""
     return f"{prefix}_{secrets.token_hex(16)}"
+
+
+def is_task_id(session_id: str) -> bool:
+    """Whether a session is the hidden one of a task that was made without a session, whose id is the task's."""
+    return session_id.startswith("task_")
 
 
 def timestamp(*, in_s: float = 0.0) -> str:
@@ -151,6 +157,20 @@ class ResponseCancel(ClientMessage, kw_only=True, frozen=True, tag="response.can
     heard_chars: Chars | None = None
 
 
+class TaskCreate(ClientMessage, kw_only=True, frozen=True, tag="task.create"):
+    """Starts a background task; what its `input` must be, the task of that `name` says."""
+
+    task_id: Id | None = None
+    name: str
+    input: Any
+
+
+class TaskCancel(ClientMessage, kw_only=True, frozen=True, tag="task.cancel"):
+    """Stops a task."""
+
+    task_id: Id
+
+
 class SessionClose(ClientMessage, kw_only=True, frozen=True, tag="session.close"):
     """Ends the session for everyone. Owner only."""
 
@@ -159,7 +179,9 @@ class Ping(ClientMessage, kw_only=True, frozen=True, tag="ping"):
     """Asks for a `pong`."""
 
 
-Command = SessionUpdate | ItemCreate | ItemTruncate | ResponseCreate | ResponseCancel | SessionClose
+Command = (
+    SessionUpdate | ItemCreate | ItemTruncate | ResponseCreate | ResponseCancel | TaskCreate | TaskCancel | SessionClose
+)
 AnyClientMessage = Command | Ping
 
 
@@ -227,8 +249,18 @@ class Response(Struct, kw_only=True, frozen=True):
     user: str
 
 
+class Task(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A task at its creation; `response_id` names the response whose tool call made it."""
+
+    id: str
+    name: str
+    status: Literal["pending"]
+    created_at: str
+    response_id: str | None = None
+
+
 class Usage(Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """Tokens of one model call; `estimated` where the provider reported no final count and they were counted here."""
+    """Tokens of a response or a task; `estimated` where the provider gave no final count and they were counted here."""
 
     input_tokens: int
     output_tokens: int
@@ -251,7 +283,7 @@ class ErrorBody(Struct, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class Failure(Struct, kw_only=True, frozen=True):
-    """Why a response failed."""
+    """Why a response or a task failed."""
 
     type: str
     code: str
@@ -412,7 +444,81 @@ class ResponseDone(ChannelEvent, kw_only=True, frozen=True, tag="response.done")
     heard_chars: int | None = None
 
 
-Delta = OutputTextDelta | ReasoningDelta
+class TaskCreated(ChannelEvent, kw_only=True, frozen=True, tag="task.created"):
+    """A task was accepted. Its `input`, as JSON, and the `user` who asked for it stay in the log and are not sent."""
+
+    task: Task
+    input: str | None = None
+    user: str | None = None
+
+    def for_clients(self) -> Self:
+        """Without the input and the user."""
+        return msgspec.structs.replace(self, input=None, user=None)
+
+
+class TaskStarted(ChannelEvent, kw_only=True, frozen=True, tag="task.started"):
+    """An attempt at the task runs now: what earlier ones told is void. It is the claim to run it, by an `instance`
+    that clients are not told; nor are they told, of this and what follows, `at` what time it was."""
+
+    task_id: str
+    attempt: int
+    instance: str | None = None
+    at: str | None = None
+
+    def for_clients(self) -> Self:
+        """Without the instance and the time."""
+        return msgspec.structs.replace(self, instance=None, at=None)
+
+
+class TaskProgress(ChannelEvent, kw_only=True, frozen=True, tag="task.progress"):
+    """How far the attempt is: `progress` of `total`, in units of the task's own; `total` is `null` if nobody knows."""
+
+    merge: ClassVar[Merge] = Merge.LATEST
+
+    task_id: str
+    attempt: int
+    progress: int | float
+    total: int | float | None
+    message: str | None
+    at: str | None = None
+
+    def for_clients(self) -> Self:
+        """Without the time."""
+        return msgspec.structs.replace(self, at=None)
+
+
+class TaskOutputTextDelta(ChannelEvent, kw_only=True, frozen=True, tag="task.output_text.delta", gc=False):
+    """The next piece of the text that the task writes."""
+
+    merge: ClassVar[Merge] = Merge.CONCATENATE
+
+    task_id: str
+    attempt: int
+    delta: str
+
+
+class TaskDone(ChannelEvent, kw_only=True, frozen=True, tag="task.done"):
+    """The task's one end. A result of up to 128 KiB is in it, a larger one at `result_url`; in the log it stands as
+    `result_json`, which is not sent."""
+
+    ends_channel: ClassVar[bool] = True
+
+    task_id: str
+    status: TaskEnd
+    result: Any = msgspec.UNSET
+    result_url: str | None = None
+    error: Failure | None = None
+    result_json: str | None = None
+    at: str | None = None
+
+    def for_clients(self) -> Self:
+        """With the result as clients are told it."""
+        has_result = self.result_json is not None and self.result_url is None
+        result = msgspec.json.decode(self.result_json or "") if has_result else msgspec.UNSET
+        return msgspec.structs.replace(self, result_json=None, at=None, result=result)
+
+
+Delta = OutputTextDelta | ReasoningDelta | TaskOutputTextDelta
 
 
 # --- encoding ------------------------------------------------------------------------------------------------------

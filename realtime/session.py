@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from realtime.control import CancelResponse
-from realtime.errors import ConflictError, InvalidRequest, NotFound
+from realtime.control import CancelResponse, CancelTask
+from realtime.errors import ConflictError, InvalidRequest, NotFound, task_not_found
 from realtime.protocol import (
     MAX_FRAME_BYTES,
     MAX_UNFINISHED_CHANNELS,
@@ -40,6 +40,12 @@ from realtime.protocol import (
     SessionClosed,
     SessionUpdate,
     SessionUpdated,
+    Task,
+    TaskCancel,
+    TaskCreate,
+    TaskCreated,
+    TaskDone,
+    TaskStarted,
     Truncation,
     cut_utf16,
     given,
@@ -69,6 +75,27 @@ class ResponseState(Struct):
     """Which instance runs it."""
 
 
+class TaskState(Struct):
+    """What the fold knows of one task. `position` is the one of its creation, in the session's channel."""
+
+    id: str
+    name: str
+    position: int
+    running: bool = False
+    attempt: int = 0
+    instance: str | None = None
+    """Which instance was heard to run its newest attempt."""
+    done: bool = False
+    stopping: bool = False
+    """Its end was asked for."""
+
+    def begin(self, attempt: int, instance: str | None) -> None:
+        """An attempt runs; who has claimed a newer one already may hear of it later than of that."""
+        self.running = True
+        if attempt >= self.attempt:
+            self.attempt, self.instance = attempt, instance
+
+
 class Limits(Struct, frozen=True):
     """What a server allows: models by name (`*` for any), and the most output tokens of a response."""
 
@@ -87,16 +114,27 @@ class Limits(Struct, frozen=True):
 
 
 class Decision(Struct, frozen=True):
-    """What a command comes to: events for the session's channel, and responses whose end it asks for."""
+    """What a command comes to: events for the session's channel, and responses and tasks whose end it asks for."""
 
     events: list[ChannelEvent]
-    cancels: list[CancelResponse]
+    cancels: list[CancelResponse | CancelTask]
 
 
 class SessionState:
-    """The fold of a session's log: settings, the conversation in its order, and the responses."""
+    """The fold of a session's log: settings, the conversation in its order, the responses, and the tasks."""
 
-    __slots__ = ("closed", "closed_by", "heard", "position", "responses", "session", "timeline", "unfinished")
+    __slots__ = (
+        "closed",
+        "closed_by",
+        "heard",
+        "position",
+        "responses",
+        "session",
+        "tasks",
+        "timeline",
+        "unfinished",
+        "unfinished_tasks",
+    )
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -109,11 +147,14 @@ class SessionState:
         self.responses: dict[str, ResponseState] = {}
         self.unfinished: dict[str, ResponseState] = {}
         """Those of `responses` that have no end yet, in the order of their creation."""
+        self.tasks: dict[str, TaskState] = {}
+        self.unfinished_tasks: dict[str, TaskState] = {}
+        """Those of `tasks` that have no end yet."""
         self.heard: dict[str, int] = {}
         """UTF-16 code units that were heard of an answer, where a client said so."""
 
     def apply(self, event: ChannelEvent) -> None:
-        """Fold one event of the session's channel, or a response's first or last."""
+        """Fold one event of the session's channel, a response's first or last, or a task's."""
         match event:
             case ItemCreated(item=item):
                 self.timeline.append(item)
@@ -125,18 +166,32 @@ class SessionState:
                 response = self.responses[response_id]
                 response.running = True
                 response.instance = instance
-            case ResponseDone(response_id=response_id):
-                self.end(response_id)
+            case TaskCreated(task=task):
+                state = TaskState(task.id, task.name, position=self.position + 1)
+                self.tasks[task.id] = self.unfinished_tasks[task.id] = state
+            case TaskStarted(task_id=task_id, attempt=attempt, instance=instance):
+                self.tasks[task_id].begin(attempt, instance)
+            case ResponseDone(response_id=channel) | TaskDone(task_id=channel):
+                self.end(channel)
             case SessionUpdated(session=session):
                 self.session = session
             case SessionClosed(for_event_id=event_id):
                 self.closed = True
                 self.closed_by = event_id
 
-    def end(self, response_id: str) -> None:
-        """Fold the end of a response, whichever it was."""
-        self.responses[response_id].done = True
-        self.unfinished.pop(response_id, None)
+    def end(self, channel: str) -> None:
+        """Fold the end of a response or a task, whichever it was."""
+        (self.responses.get(channel) or self.tasks[channel]).done = True
+        self.unfinished.pop(channel, None)
+        self.unfinished_tasks.pop(channel, None)
+
+    def knows(self, channel: str) -> bool:
+        """Whether the session has a response or a task of that id."""
+        return channel in self.responses or channel in self.tasks
+
+    def is_over(self, channel: str) -> bool:
+        """Whether that response or task has ended."""
+        return channel not in self.unfinished and channel not in self.unfinished_tasks
 
     def settings_of(self, response: ResponseState) -> Session:
         """The session's settings with the response's own on top."""
@@ -164,12 +219,20 @@ def settings_update(session: Session, overrides: Overrides, limits: Limits) -> S
 
 
 def decide(
-    state: SessionState, command: Command, *, user: str, now: str, limits: Limits, heard: str = "", expires_at: str = ""
+    state: SessionState,
+    command: Command,
+    *,
+    user: str,
+    now: str,
+    limits: Limits,
+    heard: str = "",
+    task_input: str = "",
+    expires_at: str = "",
 ) -> Decision:
     """What `command` of `user` comes to at time `now` (RFC 3339), or the error that refuses it.
 
-    `heard` is the answer's text so far, where the command truncates one; `expires_at` is told where the session is.
-    Events carry the command's `event_id`.
+    `heard` is the answer's text so far, where the command truncates one, `task_input` a task's checked input, as JSON,
+    where it creates one; `expires_at` is told where the session is. Events carry the command's `event_id`.
     """
     if state.closed:
         raise ConflictError("session_closed", "The session is closed.")
@@ -184,6 +247,10 @@ def decide(
             decision = _create_response(state, command, user, now, limits)
         case ResponseCancel():
             decision = _cancel(state, command, heard)
+        case TaskCreate():
+            decision = _create_task(state, command, user, now, task_input)
+        case TaskCancel():
+            decision = _cancel_task(state, command)
         case SessionClose():
             decision = Decision([SessionClosed(reason="closed by client", for_event_id=command.event_id)], [])
         case _:
@@ -218,7 +285,7 @@ def _create_item(state: SessionState, command: ItemCreate, user: str, now: str) 
 
 def _create_response(state: SessionState, command: ResponseCreate, user: str, now: str, limits: Limits) -> Decision:
     response_id = command.response_id or new_id("resp")
-    _check_id(response_id, taken=response_id in state.responses, param="response_id")
+    _check_id(response_id, taken=state.knows(response_id), param="response_id")
     overrides = Overrides(**given(command))
     limits.check(overrides.model, overrides.max_output_tokens)
     settings = state.session.updated(overrides)
@@ -257,14 +324,40 @@ def _cancel(state: SessionState, command: ResponseCancel, heard: str) -> Decisio
     if response is None:
         raise NotFound("response_not_found", "The session has no such response.", param="response_id")
     events: list[ChannelEvent] = []
+    cancels: list[CancelResponse | CancelTask] = []
     if command.heard_chars is not None:
         events.append(_truncated(response.id, command.heard_chars, heard, command.event_id))
-    cancels = (
-        []
-        if response.done
-        else [CancelResponse(response_id=response.id, reason="cancelled", for_event_id=command.event_id)]
-    )
+    if not response.done:
+        cancels.append(CancelResponse(response_id=response.id, reason="cancelled", for_event_id=command.event_id))
     return Decision(events, cancels)
+
+
+def task_created(
+    task_id: str, name: str, task_input: str, *, user: str, now: str, response_id: str | None = None
+) -> TaskCreated:
+    """The event that makes a task of a checked input."""
+    made = Task(id=task_id, name=name, status="pending", created_at=now, response_id=response_id)
+    return TaskCreated(task=made, input=task_input, user=user)
+
+
+def _create_task(state: SessionState, command: TaskCreate, user: str, now: str, task_input: str) -> Decision:
+    task_id = command.task_id or new_id("task")
+    _check_id(task_id, taken=state.knows(task_id), param="task_id")
+    if _unfinished_channels(state) >= MAX_UNFINISHED_CHANNELS:
+        raise ConflictError("too_many_tasks", "Too many responses and tasks of the session are unfinished.")
+    created = task_created(task_id, command.name, task_input, user=user, now=now)
+    return Decision([replace(created, for_event_id=command.event_id)], [])
+
+
+def _cancel_task(state: SessionState, command: TaskCancel) -> Decision:
+    task = state.tasks.get(command.task_id)
+    if task is None:
+        raise task_not_found()
+    return Decision([], [] if task.done else [CancelTask(task_id=task.id, for_event_id=command.event_id)])
+
+
+def _unfinished_channels(state: SessionState) -> int:
+    return len(state.unfinished) + len(state.unfinished_tasks)
 
 
 def _truncated(response_id: str, heard_chars: int, text: str, event_id: str | None) -> ItemTruncated:
@@ -280,7 +373,7 @@ def _cancel_all(state: SessionState, event_id: str | None) -> Iterator[CancelRes
 def _check_room(state: SessionState, settings: Session) -> None:
     if state.unfinished and settings.multitask_strategy == "reject":
         raise ConflictError("response_in_progress", "Another response of the session runs or waits.")
-    if len(state.unfinished) >= MAX_UNFINISHED_CHANNELS:
+    if _unfinished_channels(state) >= MAX_UNFINISHED_CHANNELS:
         raise ConflictError("too_many_responses", "Too many responses of the session wait already.")
 
 

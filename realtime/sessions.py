@@ -12,10 +12,10 @@ from starlette.types import Receive, Scope, Send
 from realtime.connections import Connections
 from realtime.decoding import decode, invalid
 from realtime.engine import Engine
-from realtime.errors import InvalidRequest, RealtimeError
+from realtime.errors import InvalidRequest, RealtimeError, session_not_found
 from realtime.http import read_body, send_error, send_json, send_nothing
 from realtime.opening import ANONYMOUS, read_stream_opening
-from realtime.protocol import JSON, Command, Overrides, Ping, new_id
+from realtime.protocol import JSON, Command, Overrides, Ping, is_task_id, new_id
 from realtime.snapshot import take_snapshot
 from realtime.sse import EventStream
 
@@ -44,17 +44,17 @@ class Sessions:
 
     async def collection(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """`POST` makes a session."""
-        await _answer(self._create(receive, send), send)
+        await answer(self._create(receive, send), send)
 
     async def session(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """`GET` shows it, `DELETE` erases it."""
         action = self._show if scope["method"] == "GET" else self._erase
-        await _answer(action(_session_id(scope), send), send)
+        await answer(action(scope, send), send)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` streams what happens in it, `POST` carries a command out."""
         action = self._stream if scope["method"] == "GET" else self._command
-        await _answer(action(scope, receive, send), send)
+        await answer(action(scope, receive, send), send)
 
     async def _create(self, receive: Receive, send: Send) -> None:
         self._connections.check_open()
@@ -65,13 +65,13 @@ class Sessions:
         location = [(b"location", f"/v1/sessions/{session_id}".encode())]
         await send_json(send, {"session": session}, status=201, headers=location)
 
-    async def _show(self, session_id: str, send: Send) -> None:
-        async with self._engine.hub.use(session_id) as live:
+    async def _show(self, scope: Scope, send: Send) -> None:
+        async with self._engine.hub.use(session_id_in(scope)) as live:
             snapshot = await take_snapshot(live, self._engine.describe)
         await send_json(send, snapshot)
 
-    async def _erase(self, session_id: str, send: Send) -> None:
-        await self._engine.store.erase(session_id)
+    async def _erase(self, scope: Scope, send: Send) -> None:
+        await self._engine.store.erase(session_id_in(scope))
         await send_nothing(send)
 
     async def _command(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +79,7 @@ class Sessions:
         self._connections.check_open()
         command = _command_in(await read_body(receive, self._max_message_bytes))
         event_id = command.event_id or _idempotency_key(scope) or new_id("evt")
-        async with self._engine.hub.use(_session_id(scope)) as live:
+        async with self._engine.hub.use(session_id_in(scope)) as live:
             outcome = await self._engine.execute(live, msgspec.structs.replace(command, event_id=event_id), ANONYMOUS)
         made = msgspec.structs.asdict(outcome.made)
         accepted = Accepted(event_id=event_id, accepted=True, duplicate=outcome.duplicate, **made)
@@ -87,18 +87,21 @@ class Sessions:
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._connections.admit()
-        opening = read_stream_opening(scope, _session_id(scope))
+        opening = read_stream_opening(scope, session_id_in(scope))
         stream = EventStream(opening, ANONYMOUS, self._engine, receive, send)
         with self._connections.holding(stream.feed):
             await stream.run()
 
 
-def _session_id(scope: Scope) -> str:
+def session_id_in(scope: Scope) -> str:
+    """The session that a path names. Raises `NotFound` for what can't be one."""
     session_id: str = scope["path_params"]["session_id"]
+    if is_task_id(session_id):
+        raise session_not_found()
     return session_id
 
 
-async def _answer(work: Coroutine[Any, Any, None], send: Send) -> None:
+async def answer(work: Coroutine[Any, Any, None], send: Send) -> None:
     """Do `work`, and tell the client of the error that refuses it."""
     try:
         await work

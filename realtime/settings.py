@@ -16,11 +16,11 @@ Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 GraceMs = Annotated[int, Meta(ge=0, le=3_600_000)]
 Seconds = Annotated[float, Meta(gt=0)]
 
-NOT_HERE_YET = ("REALTIME_AUTH_", "REALTIME_QUEUE_REDIS_URL")
+NOT_HERE_YET = ("REALTIME_AUTH_",)
 """Settings that this version can't honour and that would be dangerous to pass over in silence."""
 
 
-SECRETS = frozenset({"redis_url"})
+SECRETS = frozenset({"redis_url", "queue_redis_url"})
 """Settings whose values may hold a password, and are never shown."""
 
 
@@ -54,8 +54,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether the model is asked to think; its reasoning is then streamed as `response.reasoning.delta`."""
     redis_url: Annotated[str, Meta(pattern=REDIS_URL)] = ""
     """Where sessions are kept: `redis://…` or `rediss://…`, a server or a node of a cluster; empty: in this process."""
+    queue_redis_url: Annotated[str, Meta(pattern=REDIS_URL)] = ""
+    """Where tasks queue for workers, a single server; empty: where sessions are kept."""
     session_ttl_s: Seconds = 3600
     """How long a session is kept after its last use."""
+    tasks: tuple[str, ...] = ()
+    """Modules whose tasks are offered beside the built-in ones: `package.module`."""
+    task_ttl_s: Seconds = 3600
+    """How long a task is kept after its last use."""
+    worker_slots: Positive = 10
+    """Tasks at once in one process."""
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     """What a response does when its last viewer leaves."""
     disconnect_grace_ms: GraceMs = 0
@@ -88,6 +96,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often running responses are written to the store."""
     drain_s: Seconds = 20
     """How long a shutdown may take."""
+    loop_block_ms: Positive = 100
+    """An event loop that has not turned for so long is blocked: the log names the code that blocks it."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """`auto` is `console` on a terminal, else `json`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -137,7 +147,7 @@ def _convert(field: str, value: Any, hint: Any) -> Any:
 
 def _allowed(hint: Any) -> str:
     """What a setting may be, where that can be said better than by its type."""
-    if hint == get_type_hints(Settings, include_extras=True)["redis_url"]:
+    if hint == Annotated[str, Meta(pattern=REDIS_URL)]:
         return "expected redis://HOST:PORT/DATABASE or rediss://…"
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     return f"expected one of {', '.join(choices)}" if choices else ""

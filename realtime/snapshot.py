@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -26,8 +26,10 @@ from realtime.protocol import (
     Session,
     SessionClosed,
     SessionUpdated,
+    TaskCreated,
     Usage,
 )
+from realtime.tasks.record import TaskSnapshot, read_record
 
 
 class ResponseSnapshot(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -54,14 +56,14 @@ class SessionSnapshot(Struct, kw_only=True, frozen=True):
     positions: dict[str, int]
     items: list[Item]
     responses: list[ResponseSnapshot]
-    tasks: list[Any]
+    tasks: list[TaskSnapshot]
 
 
 async def take_snapshot(live: LiveSession, describe: Callable[[LiveSession], Session]) -> SessionSnapshot:
     """The session as its logs have it. Raises `NotFound` where the store has it no more.
 
-    Its own channel is read first, then those of the responses that it names: each may go on meanwhile, and its
-    position says how far it was read.
+    Its own channel is read first, then those of the responses and tasks that it names: each may go on meanwhile, and
+    its position says how far it was read.
     """
     fold = _Fold(describe(live))
     for entry in await live.entries(SESSION_CHANNEL):
@@ -72,8 +74,14 @@ async def take_snapshot(live: LiveSession, describe: Callable[[LiveSession], Ses
         responses.append(_response(response, entries, fold.heard.get(response.id)))
         if not _is_done(entries):
             fold.positions[response.id] = sum(map(length, entries))
+    tasks = []
+    for created in fold.tasks:
+        record = await read_record(live.store, live.id, created.task.id)
+        tasks.append(record.snapshot(created))
+        if record.done is None:
+            fold.positions[created.task.id] = record.position
     return SessionSnapshot(
-        session=fold.session, positions=fold.positions, items=fold.items, responses=responses, tasks=[]
+        session=fold.session, positions=fold.positions, items=fold.items, responses=responses, tasks=tasks
     )
 
 
@@ -86,6 +94,7 @@ class _Fold:
         self.items: list[Item] = []
         self.responses: list[Response] = []
         self.heard: dict[str, int] = {}
+        self.tasks: list[TaskCreated] = []
 
     def apply(self, entry: Entry) -> None:
         match entry:
@@ -97,6 +106,8 @@ class _Fold:
                 self.heard[truncation.response_id] = truncation.heard_chars
             case ResponseCreated(response=response):
                 self.responses.append(response)
+            case TaskCreated():
+                self.tasks.append(entry)
             case SessionUpdated(session=session):
                 self.session = replace(session, expires_at=self.session.expires_at)
         self.positions[SESSION_CHANNEL] += length(entry)

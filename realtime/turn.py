@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, assert_never
 
+import msgspec
 from msgspec import Struct, field
 
-from realtime.conversation import estimate_tokens, fit, messages
+from realtime.conversation import Message, ToolCall, ToolResult, estimate_tokens, fit, messages
 from realtime.errors import ConflictError, RealtimeError, ServerError, StoreError
 from realtime.journal import Journal, Tail
 from realtime.live import RETRY_S, LiveSession
@@ -25,12 +26,15 @@ from realtime.protocol import (
     ResponseStatus,
 )
 from realtime.responders.answering import answering, checked
-from realtime.responders.base import Finish, Reasoning, Request, Responder, Text, TokenCount
+from realtime.responders.base import Finish, Reasoning, Request, Responder, Text, TokenCount, ToolInput
 from realtime.session import ResponseState
 from realtime.store.base import PositionConflict, Write
+from realtime.tasks.tools import TaskTools
 from realtime.usage import Meter, status_of
 from realtime.view import View
 
+MAX_MODEL_CALLS = 20
+"""How often one response may call the model: each call but the first follows tool calls of the one before."""
 STOP_TIMEOUT_S = 1.0
 """How long a responder that is stopped may take before its response is ended without it."""
 
@@ -60,6 +64,7 @@ class Turns(Struct, frozen=True):
     context_tokens: int
     truncation: str
     report: Callable[[BaseException], None]
+    tools: TaskTools
     abandoned: set[asyncio.Task[None]] = field(default_factory=set)
     """Responders that were stopped and have not ended yet."""
 
@@ -79,6 +84,7 @@ class Turn:
         "_meter",
         "_reasoning",
         "_response",
+        "_said",
         "_tail",
         "_text",
         "_turns",
@@ -94,6 +100,8 @@ class Turn:
         self._text = OutputTextDelta(response_id=response.id, delta="")
         self._reasoning = ReasoningDelta(response_id=response.id, delta="")
         self._meter = Meter(0)
+        self._said: list[str] = []
+        """What the present model call has said, where it may call a tool after it."""
         self._answering: asyncio.Task[None] | None = None
         self._decided: asyncio.Future[None] | None = None
         self._end: End | None = None
@@ -222,18 +230,55 @@ class Turn:
         request = await self._request_at_last()
         if self._is_decided():
             return
+        for calls_left in reversed(range(MAX_MODEL_CALLS)):
+            calls, finish = await self._call(request)
+            if self._is_decided():
+                return
+            if not (calls and finish.stop_reason == "tool_use" and calls_left):
+                self._finish(finish)
+                return
+            self._meter.finished(finish)
+            results = await self._carry_out(calls)
+            request = self._continued(request, calls, results, finish.raw)
+
+    async def _call(self, request: Request) -> tuple[list[ToolCall], Finish]:
+        """One model call: show what it says. Returns the tools that it calls, and how it ends."""
         breath = Breath(self._turns.pace)
+        calls: list[ToolCall] = []
+        self._said.clear()
         async with answering(self._turns.responder, request, idle_s=self._turns.idle_timeout_s) as answer:
             async for event in answer.events:
                 if self._is_decided():
-                    return
+                    break
                 if isinstance(event, Finish):
-                    self._finish(event)
-                    return
-                if self._take(event):
+                    return calls, event
+                if isinstance(event, ToolCall):
+                    calls.append(event)
+                    answer.progress()
+                elif self._take(event):
                     answer.progress()
                 await breath.take()
-            self._finish(Finish("end_turn"))
+        return calls, Finish("end_turn")
+
+    async def _carry_out(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
+        return await asyncio.gather(*(self._turns.tools.call(self._live, self._response, call) for call in calls))
+
+    def _continued(
+        self, request: Request, calls: Sequence[ToolCall], results: Sequence[ToolResult], raw: Sequence[Any]
+    ) -> Request:
+        """The request that goes on from the results of tool calls."""
+        asked = Message("assistant", "".join(self._said), tool_calls=tuple(calls), raw=tuple(raw))
+        told = Message("user", "", tool_results=tuple(results))
+        request = msgspec.structs.replace(request, messages=[*request.messages, asked, told])
+        request = self._fitted(request)
+        self._meter.next_call(_estimate(request))
+        return request
+
+    def _fitted(self, request: Request) -> Request:
+        """The request with what the model can hold of its conversation. Raises `InvalidRequest`."""
+        room = self._turns.context_tokens - request.max_output_tokens - _estimate_frame(request)
+        fitting = fit(request.messages, room_tokens=room, truncation=self._turns.truncation)
+        return msgspec.structs.replace(request, messages=fitting)
 
     def _is_decided(self) -> bool:
         return self._end is not None
@@ -242,15 +287,18 @@ class Turn:
         if self._decide(End(status=status_of(finish.stop_reason), stop_reason=finish.stop_reason)):
             self._meter.finished(finish)
 
-    def _take(self, event: str | Text | Reasoning | TokenCount) -> bool:
+    def _take(self, event: str | Text | Reasoning | ToolInput | TokenCount) -> bool:
         """Show what the responder says; returns whether it said something."""
         match event:
-            case Text(text=text):
+            case Text() | str():
+                text = event.text if isinstance(event, Text) else checked(event)
                 self._meter.said(text)
+                if self._turns.tools.definitions:
+                    self._said.append(text)
                 return self._show(self._text, text)
-            case str():
-                self._meter.said(checked(event))
-                return self._show(self._text, event)
+            case ToolInput(text=text):
+                self._meter.thought(text)
+                return bool(text)
             case Reasoning(text=text):
                 self._meter.thought(text)
                 return self._show(self._reasoning, text)
@@ -278,18 +326,18 @@ class Turn:
 
     async def _request(self) -> Request:
         settings = self._live.state.settings_of(self._response)
-        room = self._turns.context_tokens - settings.max_output_tokens - estimate_tokens(settings.instructions)
-        conversation = messages(self._live.state, await self._answers(), upto=self._response)
-        fitting = fit(conversation, room_tokens=room, truncation=self._turns.truncation)
-        self._meter = Meter(estimate_tokens(settings.instructions, *(message.content for message in fitting)))
-        return Request(
-            messages=fitting,
+        request = Request(
+            messages=messages(self._live.state, await self._answers(), upto=self._response),
             instructions=settings.instructions,
             model=settings.model,
             max_output_tokens=settings.max_output_tokens,
             session_id=self._live.id,
             response_id=self._response.id,
+            tools=self._turns.tools.definitions,
         )
+        request = self._fitted(request)
+        self._meter = Meter(_estimate(request))
+        return request
 
     async def _answers(self) -> dict[str, str]:
         others = [response_id for response_id in self._live.state.responses if response_id != self._response.id]
@@ -317,6 +365,16 @@ async def answer_text(live: LiveSession, response_id: str) -> str:
     """The text of a response as far as it has come; empty for one that is unknown or has said nothing."""
     runs = [entry for entry in await live.entries(response_id) if isinstance(entry, Deltas)]
     return "".join("".join(run.texts) for run in runs if isinstance(run.template, OutputTextDelta))
+
+
+def _estimate(request: Request) -> int:
+    """About how many tokens a request is."""
+    return _estimate_frame(request) + sum(message.estimated_tokens() for message in request.messages)
+
+
+def _estimate_frame(request: Request) -> int:
+    """About how many tokens of it are not its conversation."""
+    return estimate_tokens(request.instructions) + sum(tool.estimated_tokens() for tool in request.tools)
 
 
 def _forget_outcome(answering: asyncio.Task[None]) -> None:

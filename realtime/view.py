@@ -29,6 +29,11 @@ class View:
         self.log.append_delta(template, text)
         self._trim()
 
+    def append(self, event: ChannelEvent) -> None:
+        """Note an event that is not stored yet; only the channel's owner does, and shows it to nobody before it is."""
+        self.log.append(event)
+        self._trim()
+
     def receive(self, first: int, entries: Sequence[Entry]) -> list[ChannelEvent]:
         """Take what the store has from position `first` on, at most one past the head; returns the events of it that
         were not shown before, deltas left out.

@@ -51,6 +51,28 @@ def running() -> Chat:
     return chat
 
 
+def task_created(task_id: str, seq: int, **fields: Any) -> Event:
+    return {"type": "task.created", "seq": seq, "task": {"id": task_id, "name": "count"}, **fields}
+
+
+def progress(task_id: str, seq: int, done: float, total: float | None, message: str | None = None) -> Event:
+    told = {"progress": done, "total": total, "message": message, "attempt": 1}
+    return {"type": "task.progress", "task_id": task_id, "seq": seq, **told}
+
+
+def task_done(task_id: str, seq: int, status: str = "complete", **fields: Any) -> Event:
+    return {"type": "task.done", "task_id": task_id, "seq": seq, "status": status, **fields}
+
+
+def watching() -> Chat:
+    """A client in a terminal that looks at a session in which a task runs."""
+    chat = Chat(None, shows_progress=True)
+    chat.apply(first_frame())
+    chat.apply(task_created("task_1", 1))
+    chat.apply({"type": "task.started", "task_id": "task_1", "seq": 1, "attempt": 1})
+    return chat
+
+
 # --- positions -------------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +110,17 @@ def test_an_answer_that_has_ended_is_not_named() -> None:
     """It would be told anew."""
     chat = running()
     chat.apply(done("resp_1", 3))
+    assert parse_positions(chat.query()["after"]) == {"session": 1}
+
+
+def test_a_task_is_named_until_it_has_ended() -> None:
+    """From its creation on, even if nothing came of it yet."""
+    chat = attached()
+    chat.apply(task_created("task_1", 1))
+    assert parse_positions(chat.query()["after"]) == {"session": 1, "task_1": 0}
+    chat.apply(progress("task_1", 3, 1, 2))
+    assert parse_positions(chat.query()["after"]) == {"session": 1, "task_1": 3}
+    chat.apply(task_done("task_1", 4))
     assert parse_positions(chat.query()["after"]) == {"session": 1}
 
 
@@ -133,6 +166,51 @@ def test_what_was_said_is_shown_in_a_replay_alone() -> None:
     assert attached().apply(item(1, "hello", replay=True)) == "anonymous> hello\n"
 
 
+def test_progress_is_one_line_that_is_written_over() -> None:
+    """And makes way for whatever comes next."""
+    chat = watching()
+    assert chat.apply(progress("task_1", 2, 1, 3, "read page 1")) == "\r\x1b[K[count 1/3 read page 1]"
+    assert chat.apply(progress("task_1", 3, 1.5, None)) == "\r\x1b[K[count 1.5]"
+    assert chat.apply({"type": "error", "error": {"message": "No."}}) == "\r\x1b[K[No.]\n"
+    assert chat.apply(progress("task_1", 4, 2, 3)) == "\r\x1b[K[count 2/3]"
+    chat.apply(created("resp_1", 2))
+    assert chat.apply(delta("resp_1", 1, "one ")) == "\r\x1b[Kone "
+
+
+def test_progress_does_not_break_into_an_answer() -> None:
+    """It is shown again after it."""
+    chat = watching()
+    chat.apply(created("resp_1", 2))
+    chat.apply(delta("resp_1", 1, "one "))
+    assert chat.apply(progress("task_1", 2, 1, 3)) == ""
+    assert chat.apply(done("resp_1", 2)) == "\n"
+    assert chat.apply(progress("task_1", 3, 2, 3)) == "\r\x1b[K[count 2/3]"
+
+
+def test_progress_never_wraps() -> None:
+    """Nor has it lines of its own, or words that steer the terminal."""
+    shown = watching().apply(progress("task_1", 2, 1, 3, "a\n\x1b[2J" + "b" * 500))
+    assert shown.startswith("\r\x1b[K[count 1/3 a [2Jb")
+    assert len(shown) <= len("\r\x1b[K") + 80
+    assert "\n" not in shown
+
+
+def test_outside_of_a_terminal_there_is_no_progress() -> None:
+    """A line that is written over would be many lines in a file."""
+    chat = attached()
+    chat.apply(task_created("task_1", 1))
+    assert chat.apply(progress("task_1", 1, 1, 3)) == ""
+
+
+def test_the_end_of_a_task_is_shown_with_what_it_came_to() -> None:
+    """Its result, where that is to be had, or why there is none."""
+    assert watching().apply(task_done("task_1", 2, result={"n": 3})) == '[count complete]\n{\n  "n": 3\n}\n'
+    assert watching().apply(task_done("task_1", 2, result_url="/v1/x")) == "[count complete] /v1/x\n"
+    assert watching().apply(task_done("task_1", 2, "cancelled")) == "[count cancelled]\n"
+    error = {"type": "server_error", "code": "task_failed", "message": "It raised."}
+    assert watching().apply(task_done("task_1", 2, "failed", error=error)) == "[count failed] [It raised.]\n"
+
+
 def test_reasoning_and_unknown_events_are_not_shown() -> None:
     """They move the positions on, and nothing else."""
     chat = running()
@@ -155,6 +233,7 @@ def test_a_model_can_not_steer_the_terminal(text: str) -> None:
         attached().apply({"type": "error", "error": error}),
         attached().apply({"type": "session.closed", "seq": 1, "reason": text}),
         running().apply(done("resp_1", 3, "failed", error=error)),
+        watching().apply(task_done("task_1", 2, "failed", error=error, result=text)),
     )
     for line in shown:
         assert not set(line) & set(CONTROLS), repr(line)
@@ -246,3 +325,61 @@ def test_the_end_of_an_interrupted_answer_leaves_the_new_one_running() -> None:
     assert not chat.idle
     chat.apply(done("resp_2", 1))
     assert chat.idle
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_may_start_a_task() -> None:
+    """With its input as JSON, under an id of the client's own; until it ends there is something to wait for."""
+    chat = attached()
+    command = chat.typed('/task count {"to": [1, 2]}')
+    assert (command["type"], command["name"], command["input"]) == ("task.create", "count", {"to": [1, 2]})
+    chat.apply(task_created(command["task_id"], 1, for_event_id=command["event_id"]))
+    assert not chat.unsent
+    assert not chat.idle
+    chat.apply(task_done(command["task_id"], 1))
+    assert chat.idle
+
+
+@pytest.mark.parametrize(
+    ("line", "given"), [("/task count", {}), ("/task count {oops", "{oops"), ("/task count two words", "two words")]
+)
+def test_the_server_judges_the_input(line: str, given: object) -> None:
+    """What is no JSON is sent as it is; the refusal says what is wrong, and nothing is waited for."""
+    chat = attached()
+    command = chat.typed(line)
+    assert command["input"] == given
+    chat.apply({"type": "error", "error": {"message": "No.", "event_id": command["event_id"]}})
+    assert chat.idle
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_a_task_is_cancelled(by_itself: bool) -> None:
+    """Its end confirms that, also if it came by itself."""
+    chat = attached()
+    started = chat.typed("/task count")
+    chat.apply(task_created(started["task_id"], 1, for_event_id=started["event_id"]))
+    command = chat.typed("/cancel")
+    assert (command["type"], command["task_id"]) == ("task.cancel", started["task_id"])
+    chat.apply(task_done(started["task_id"], 1, **({} if by_itself else {"for_event_id": command["event_id"]})))
+    assert chat.idle
+
+
+def test_without_a_task_there_is_nothing_to_cancel() -> None:
+    """So it is said, as any other line is."""
+    assert attached().typed("/cancel")["type"] == "response.create"
+    assert attached().typed("/tasks are these")["input"] == "/tasks are these"
+    assert attached().typed("/task")["input"] == "/task"
+
+
+def test_a_task_of_others_is_not_waited_for() -> None:
+    """A script would never end."""
+    assert watching().idle
+
+
+def test_a_task_is_not_stopped_with_an_answer() -> None:
+    """Ctrl-C is for the answer."""
+    chat = attached()
+    chat.typed("/task count")
+    assert chat.stop() is None

@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from realtime.cli import main
 from realtime.settings import load_settings, unknown_settings
+from realtime.tasks.saq_queue import CANCEL_S
 from tests.support.deployment import (
     COMPOSE_FILE,
     INSTANCES,
@@ -33,6 +34,8 @@ from tests.support.instance import environment as clean
 from tests.support.nginx import CONFIGURATION
 
 SERVICES = services()
+SERVERS = (*INSTANCES, "worker")
+"""What runs the image."""
 PASSED_ON = {"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"}
 
 
@@ -62,11 +65,11 @@ def test_compose_takes_the_file() -> None:
     variables = {**os.environ, "NGINX_PUBLISH": "0.0.0.0:8443", "ANTHROPIC_API_KEY": "from-the-shell"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("from-the-shell") == len(INSTANCES)
+    assert result.stdout.count("from-the-shell") == len(SERVERS)
     assert re.search(r"0\.0\.0\.0:8443:8080|host_ip: 0\.0\.0\.0", result.stdout)
 
 
-@pytest.mark.parametrize("name", INSTANCES)
+@pytest.mark.parametrize("name", SERVERS)
 def test_the_settings_of_an_instance_are_settings(name: str) -> None:
     """Each is known to the server, and has a value that it takes."""
     found = environment(name)
@@ -87,6 +90,21 @@ def test_the_command_of_an_instance_is_one_of_the_server(name: str) -> None:
     assert load_settings(environment(name)).host == "0.0.0.0"
 
 
+def test_the_worker_is_one_of_the_instances_with_another_command() -> None:
+    """The same image and settings: it knows the same tasks, the same model and the same Redis."""
+    worker, instance = SERVICES["worker"], SERVICES[INSTANCES[0]]
+    changed = {name for name in worker if worker[name] != instance.get(name)}
+    assert changed == {"command", "healthcheck", "stop_grace_period"}
+    [command] = worker["command"]
+    main.commands[command].make_context(command, [], parent=click.Context(main))
+
+
+def test_the_worker_is_not_asked_for_its_health() -> None:
+    """The image's check asks a port, and it listens on none; so nobody waits for it to be well."""
+    assert SERVICES["worker"]["healthcheck"] == {"disable": True}
+    assert not [name for name, service in SERVICES.items() if "worker" in service.get("depends_on", {})]
+
+
 def test_instances_are_alike() -> None:
     """nginx may send anybody to any of them."""
     one, two = (SERVICES[name] for name in INSTANCES)
@@ -94,8 +112,8 @@ def test_instances_are_alike() -> None:
 
 
 def test_sessions_are_shared() -> None:
-    """Both have the same Redis, by its name and port."""
-    for name in INSTANCES:
+    """All have the same Redis, by its name and port."""
+    for name in SERVERS:
         assert load_settings(environment(name)).redis_url == "redis://redis:6379/0"
         assert set(SERVICES[name]["networks"]) & set(SERVICES["redis"]["networks"]) == {"store"}
 
@@ -157,9 +175,12 @@ def test_who_depends_on_a_service_waits_until_it_is_well(name: str) -> None:
 
 
 def test_an_instance_has_the_time_to_drain() -> None:
-    """Longer than the server says it needs; nginx longer than its workers are given."""
+    """Longer than the server says it needs, the worker longer by what its tasks may take to stop; nginx longer than its
+    workers are given."""
     for name in INSTANCES:
         assert seconds(SERVICES[name]["stop_grace_period"]) >= load_settings(environment(name)).drain_s + 5
+    drain_s = load_settings(environment("worker")).drain_s
+    assert seconds(SERVICES["worker"]["stop_grace_period"]) >= drain_s + CANCEL_S + 5
     (shutdown,) = re.findall(r"^worker_shutdown_timeout (\d+)s;", CONFIGURATION.read_text(), re.MULTILINE)
     assert seconds(SERVICES["nginx"]["stop_grace_period"]) > float(shutdown)
 

@@ -37,12 +37,17 @@ from realtime import (
     settings,
     snapshot,
     sse,
+    turn,
     viewers,
 )
 from realtime.app import create_app
 from realtime.cli import main
+from realtime.observe import metrics
 from realtime.responders.demo import demo
 from realtime.store import memory
+from realtime.tasks import analyse, clinical_note, outcome, record, summarise
+from realtime.tasks.builtin import BUILTIN_TASKS
+from realtime.tasks.registry import Registry
 from realtime.usage import INCOMPLETE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,20 +114,35 @@ OBJECTS: dict[str, type[Struct]] = {
     "Item": protocol.Item,
     "Truncation": protocol.Truncation,
     "Response": protocol.Response,
+    "Task": protocol.Task,
     "Usage": protocol.Usage,
     "Error body": protocol.ErrorBody,
     "Failure": protocol.Failure,
     "Accepted": sessions.Accepted,
     "Session state": snapshot.SessionSnapshot,
     "Response state": snapshot.ResponseSnapshot,
+    "Task state": record.TaskSnapshot,
     "One-shot": oneshot.OneShot,
     "Message": oneshot.OneShotMessage,
     "Completion": oneshot.Completion,
     "Done": oneshot._Done,
+    "Sources": analyse.Sources,
+    "Source": analyse.Source,
+    "Report": analyse.Report,
+    "Entity": analyse.Entity,
+    "Document report": analyse.DocumentReport,
+    "Document": summarise.Document,
+    "Summary": summarise.Summary,
+    "Visit": clinical_note.Visit,
+    "Utterance": clinical_note.Utterance,
+    "Clinical note": clinical_note.ClinicalNote,
+    "Note sections": clinical_note.Sections,
 }
 NAMES = {kind: name.lower() for name, kind in OBJECTS.items()}
-IN_THE_LOG_ONLY = {"overrides", "instance"}
-"""Fields of `response.created` that are not sent."""
+IN_THE_LOG_ONLY = {"overrides", "instance", "input", "user", "at", "result_json"}
+"""Fields of channel events that are not sent."""
+PATTERNS = {get_args(protocol.Id)[1].pattern: "id", r"\S": "text"}
+"""What the page calls a string of such a form."""
 
 
 def tag_of(kind: type[Struct]) -> str:
@@ -146,9 +166,10 @@ def described(hint: Any) -> str:
     """A type in the words of the protocol page; `None` beside others is left to the column `required`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{described(arguments[0])}{bounds(arguments[1])}" if arguments[1].pattern is None else "id"
+        meta = arguments[1]
+        return PATTERNS[meta.pattern] if meta.pattern else f"{described(arguments[0])}{bounds(arguments[0], meta)}"
     if origin is Literal:
-        return " or ".join(arguments)
+        return " or ".join(str(argument).lower() for argument in arguments)
     if origin is list:
         return f"list of {described(arguments[0])}"
     if origin is dict:
@@ -160,23 +181,24 @@ def described(hint: Any) -> str:
     return NAMES[hint] if hint in NAMES else words[hint]
 
 
-def bounds(meta: Meta) -> str:
+def bounds(base: Any, meta: Meta) -> str:
     low = meta.ge if meta.ge is not None else meta.min_length
     high = meta.le if meta.le is not None else meta.max_length
-    unit = " characters" if meta.max_length is not None else ""
-    return f", {low} to {high}{unit}" if high is not None else f", at least {low}"
+    unit = " characters" if meta.max_length is not None and base is str else ""
+    return f", {low or 0} to {high}{unit}" if high is not None else f", at least {low}"
 
 
 def documented(kind: type[Struct], *, without: set[str] = frozenset()) -> dict[str, tuple[str, str]]:  # type: ignore[assignment]
     """What the page has to say of each field: its type, and whether it is required."""
     hints = get_type_hints(kind, include_extras=True)
+    may_lack = kind.__struct_config__.omit_defaults or kind.__struct_config__.forbid_unknown_fields
     found = {}
     for field in msgspec.structs.fields(kind):
         if field.name not in without:
             hint = hints[field.name]
-            if not field.required and get_origin(hint) in {Union, types.UnionType}:
+            always = field.required or not may_lack or field.name == "seq"  # its default stands in the log alone
+            if not always and get_origin(hint) in {Union, types.UnionType}:
                 hint = optional_of(hint)
-            always = field.required or field.name == "seq"  # its default stands in the log alone
             found[field.name] = (described(hint), "yes" if always else "no")
     return found
 
@@ -234,7 +256,8 @@ def test_channels_and_merge_rules_agree() -> None:
     expected = {}
     for tag, kind in SERVER.items():
         if issubclass(kind, protocol.ChannelEvent):
-            channel = "response" if "response_id" in kind.__struct_fields__ else "session"
+            owners = [owner for owner in ("response", "task") if f"{owner}_id" in kind.__struct_fields__]
+            channel = owners[0] if owners else "session"
             expected[tag] = (channel, kind.merge.value, "yes" if kind.ends_channel else "no")
         else:
             expected[tag] = ("none", "", "")
@@ -252,6 +275,18 @@ def test_strategies_and_statuses_agree() -> None:
     """The tables that explain an enumeration's values have all of them."""
     assert set(table(PROTOCOL, "Overrides", "`multitask_strategy`")) == set(get_args(protocol.MultitaskStrategy))
     assert set(table(PROTOCOL, "`response.done`", "status")) == set(get_args(protocol.ResponseStatus))
+
+
+def test_built_in_tasks_agree() -> None:
+    """Every one is there, with its input and what it comes to."""
+    rows = table(PROTOCOL, "Built-in tasks", "task")
+    definitions = Registry(BUILTIN_TASKS).definitions
+    assert {name: plain(row["input"]) for name, row in rows.items()} == {
+        name: NAMES[definition.input_type] for name, definition in definitions.items()
+    }
+    for name, row in rows.items():
+        comes_to = NAMES[get_type_hints(definitions[name].function)["return"]]
+        assert f"[{comes_to}](#" in row["result"], name
 
 
 def test_subprotocols_agree() -> None:
@@ -294,6 +329,11 @@ CODES_MADE_OF = {"f'invalid_{name.lower()}'": ["invalid_json", "invalid_messagep
 def raised_in(source: str) -> Iterator[tuple[str, str]]:
     """Every code that a module makes an error with, and the error's type."""
     tree = ast.parse(source)
+    for own in [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name in ERRORS]:
+        for node in ast.walk(own):
+            match node:  # a kind of errors that are all of one code
+                case ast.Call(func=ast.Attribute(attr="__init__"), args=[ast.Constant(value=str(code)), _]):
+                    yield code, ERRORS[own.name].type
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (kind := ERRORS.get(ast.unparse(node.func).split(".")[-1])):
             for code in codes_of(node.args[0], tree):
@@ -353,13 +393,14 @@ def test_both_clients_reconnect_as_the_page_says() -> None:
 
 
 def test_endpoints_agree() -> None:
-    """Every route of the application is in the table, and no other."""
+    """Every route of the application is in the table, and no other, however its parameters are called."""
     routes = [route for route in create_app(demo, settings.Settings()).routes if isinstance(route, Route)]
     served = set()
     for route in routes:
         methods = route.methods or {"GET"}
         served |= {f"{method} {route.path}" for method in methods - {"HEAD"}}
-    assert set(table(PROTOCOL, "HTTP endpoints", "endpoint")) == served
+    told = [re.sub(r"\{\w+\}", "{}", endpoint) for endpoint in table(PROTOCOL, "HTTP endpoints", "endpoint")]
+    assert sorted(told) == sorted(re.sub(r"\{\w+\}", "{}", endpoint) for endpoint in served)
 
 
 def test_the_event_stream_agrees() -> None:
@@ -385,8 +426,13 @@ def test_limits_agree() -> None:
         "fragments of one message": server.MAX_FRAGMENTS,
         "malformed messages in a row": connection.MAX_MALFORMED,
         "commands of one connection that wait": inbox.MAX_WAITING,
-        "unfinished responses of a session": protocol.MAX_UNFINISHED_CHANNELS,
+        "unfinished responses and tasks of a session": protocol.MAX_UNFINISHED_CHANNELS,
+        "a task's input, in a session": defaults.max_message_bytes,
+        "a task's input, over HTTP": defaults.max_body_bytes,
+        "a task's result": outcome.MAX_RESULT_BYTES,
+        "a result that task.done itself tells": outcome.MAX_INLINE_BYTES,
         "a session's settings": session.MAX_SESSION_BYTES,
+        "model calls of one response": turn.MAX_MODEL_CALLS,
         "participants that a first frame names": feed.MAX_TOLD_PARTICIPANTS,
         "a session's logs": defaults.max_session_bytes,
         "remembered event_ids of a session": memory.KEPT_COMMANDS,
@@ -398,6 +444,7 @@ def test_limits_agree() -> None:
     figures = {name: row["limit"].split()[0] for name, row in rows.items() if name != "numbers in metadata"}
     assert {name: int(figure) for name, figure in figures.items()} == expected
     assert f"{protocol.MAX_FRAME_CHARS} characters" in PROTOCOL
+    assert f"up to {outcome.MAX_INLINE_BYTES} bytes" in table(PROTOCOL, "`task.done`", "field")["result"]["meaning"]
     assert (
         f"0 to {opening.MAX_DELTA_INTERVAL_MS}"
         in table(PROTOCOL, "Connecting", "query")["delta_interval_ms"]["meaning"]
@@ -454,6 +501,13 @@ def test_pages_name_no_setting_that_is_none(page: Path) -> None:
     known = {settings.variable(field) for field in settings.Settings.__struct_fields__}
     named = set(re.findall(r"REALTIME_[A-Z_]+", page.read_text())) - known
     assert [name for name in named if not name.startswith(settings.NOT_HERE_YET)] == []
+
+
+def test_metrics_agree() -> None:
+    """Every metric, and no other."""
+    families = [metric for metric in metrics.REGISTRY.collect() if not metric.name.endswith("_created")]
+    expected = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    assert set(table(OPERATIONS, "Metrics", "metric")) == expected
 
 
 # --- architecture ----------------------------------------------------------------------------------------------------
@@ -549,7 +603,7 @@ def test_make_targets_exist(page: Path) -> None:
 def test_commands_and_their_options_exist(page: Path) -> None:
     """Each subcommand of `realtime` that a page names exists, with the options that it names."""
     for line in code_in(page.read_text()):
-        if found := re.search(r"(?:^|[\s/])realtime ([a-z]+)(.*)", line):
+        if found := re.search(r"(?:^|[\s/])(?<!from )realtime ([a-z]+)(.*)", line):
             command = main.commands.get(found[1])
             assert command is not None, line
             options = {option for parameter in command.params for option in parameter.opts}

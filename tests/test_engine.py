@@ -12,7 +12,7 @@ from unittest import mock
 import msgspec
 import pytest
 
-from realtime import app, pace
+from realtime import app, pace, parts
 from realtime import engine as engine_module
 from realtime.cursor import Cursor, find_start
 from realtime.doorbell import Doorbell
@@ -60,12 +60,12 @@ class EngineUnderTest(Engine):
     @property
     def idle(self) -> bool:
         """Nothing runs, nobody looks."""
-        return not self._running and not list(self.hub.sessions()) and len(self._tasks) == self.background
+        return not self._running and not list(self.hub.sessions()) and len(self._background._tasks) == self.background
 
     def give_up(self) -> None:
         """Cancel once more what the engine waits for at its end."""
         self.stuck = True
-        for task in self._tasks:
+        for task in self._background._tasks:
             task.cancel()
 
     async def settled(self) -> None:
@@ -84,7 +84,7 @@ async def running_engine(
     reports: list[BaseException] = []
     with (
         mock.patch.object(app, "Engine", EngineUnderTest),
-        mock.patch.object(app, "MemoryStore", lambda **options: store or MemoryStore(**options)),
+        mock.patch.object(parts, "MemoryStore", lambda **options: store or MemoryStore(**options)),
         mock.patch.object(logs, "report", reports.append),
         mock.patch.object(pace, "MAX_REST_S", 0.0),  # a busy test would rest by the wall clock
     ):
@@ -92,7 +92,7 @@ async def running_engine(
         engine: EngineUnderTest = application.state.engine
         async with application.router.lifespan_context(application):
             engine.reports = reports
-            engine.background = len(engine._tasks)
+            engine.background = len(engine._background._tasks)
             try:
                 yield engine
             finally:
@@ -557,10 +557,12 @@ class _SlowClaims(MemoryStore):
         super().__init__()
         self._meanwhile = meanwhile
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         if any(isinstance(write.entries[0], ResponseInProgress) for write in writes):
             self._meanwhile()
-        await super().append(session_id, writes, command)
+        await super().append(session_id, writes, command, keep_s=keep_s)
 
 
 async def test_a_grace_that_ends_with_the_claim_ends_the_response() -> None:
@@ -660,9 +662,11 @@ class HangingStore(MemoryStore):
         await self.gate.wait()
         await super().join(session_id, viewer)
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         await self.gate.wait()
-        await super().append(session_id, writes, command)
+        await super().append(session_id, writes, command, keep_s=keep_s)
 
 
 async def test_a_viewer_that_leaves_while_it_comes_is_gone() -> None:

@@ -11,7 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from realtime import live as live_module
-from realtime.control import CancelResponse
+from realtime.control import CancelResponse, CancelTask
+from realtime.doorbell import Doorbell
 from realtime.errors import NotFound
 from realtime.hub import Hub
 from realtime.live import LiveSession
@@ -19,7 +20,22 @@ from realtime.log import Entry
 from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, ItemCreated, OutputTextDelta, ResponseCreated
 from realtime.store.base import Appended, Gone, Missed, Standing, Viewer, Write
 from realtime.store.memory import MemoryStore
-from tests.contract import begun, closed, created, done, flat, item, participant, session, spoken
+from tests.contract import (
+    begun,
+    closed,
+    created,
+    done,
+    flat,
+    item,
+    participant,
+    session,
+    spoken,
+    task_begun,
+    task_done,
+    task_made,
+    task_told,
+    task_wrote,
+)
 from tests.support.ears import Ears
 from tests.support.stores import ALL, Distant, Late, Slow, Watched, forget, unavailable
 
@@ -234,6 +250,16 @@ async def test_a_closed_session_stands_before_its_end(hub: Hub, store: Watched) 
         assert live.positions() == {SESSION_CHANNEL: 1}
 
 
+async def test_an_end_that_is_told_again_moves_nothing(hub: Hub, store: Watched) -> None:
+    """Who opens a closed session may still be told of what it has read already."""
+    await append(store, SESSION_CHANNEL, item("hi"), closed())
+    async with hub.use(SESSION) as live:
+        live._receive(Appended(SESSION_CHANNEL, 2, [closed()]))
+        assert live.state.position == 2
+        await live.refresh()
+        assert live.gone is None
+
+
 async def test_a_session_that_is_gone_tells_everybody(hub: Hub, store: Watched, ears: Ears) -> None:
     """Readers are woken and the owner is told."""
     async with hub.use(SESSION) as live:
@@ -387,6 +413,86 @@ async def test_a_late_instance_follows_what_runs(store: Watched, ears: Ears) -> 
     assert flat(live.views["r"].log.entries(2)) == flat([spoken("r", "b", "c")])
     live.close()
     assert store._listeners == {}
+
+
+async def test_a_task_is_followed_wherever_it_runs(there: There, ears: Ears) -> None:
+    """Its worker shows nothing by itself, not even one in this process; attempt after attempt, to its end."""
+    await there.append(SESSION_CHANNEL, task_made("t"))
+    await there.append("t", task_begun("t", 1, "inst_1"), task_wrote("t", "a"))
+    there.late.deliver()
+    await ears.settled()
+    await there.append("t", task_wrote("t", "b"))
+    there.late.deliver()
+    assert flat(there.live.views["t"].log.entries(1)) == flat([task_wrote("t", "a", "b")])
+    await there.append("t", task_begun("t", 2, "inst_2"), task_told("t", 1))
+    await there.append("t", task_wrote("t", "c", attempt=2))
+    there.late.deliver()
+    await ears.settled()
+    assert there.live.state.tasks["t"].instance == "inst_2"
+    assert there.live.positions() == {SESSION_CHANNEL: 1, "t": 6}
+    await there.append("t", task_done("t"))
+    there.late.deliver()
+    assert there.live.state.unfinished_tasks == {}
+    assert there.live.views.keys() == {SESSION_CHANNEL}
+    assert [channel for _, channel in there.store._listeners] == [SESSION_CHANNEL]
+
+
+async def test_a_late_instance_follows_the_tasks_that_run(store: Watched, ears: Ears) -> None:
+    """From where they stand; those that are over are only known."""
+    await append(store, SESSION_CHANNEL, task_made("t1"), task_made("t2"), task_made("t3"))
+    await append(store, "t1", task_begun("t1", 1, "inst_2"), task_wrote("t1", "a", "b"))
+    await append(store, "t2", task_done("t2"))
+    live = LiveSession(SESSION, store, ears)
+    await live.open()
+    await ears.settled()
+    await append(store, "t1", task_wrote("t1", "c"))
+    assert live.positions() == {SESSION_CHANNEL: 3, "t1": 4, "t3": 0}
+    assert [(task.running, task.done) for task in live.state.tasks.values()] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
+    assert flat(await live.entries("t1")) == flat([task_begun("t1", 1, "inst_2"), task_wrote("t1", "a", "b", "c")])
+    live.close()
+    assert store._listeners == {}
+
+
+async def test_a_task_s_log_that_was_missed_is_read(there: There, ears: Ears) -> None:
+    """All that was told of it meanwhile, in order, once the store says that it may not have told everything."""
+    await there.append(SESSION_CHANNEL, task_made("t"))
+    await there.append("t", task_begun("t"), task_told("t", 1), task_wrote("t", "a"), task_told("t", 2))
+    there.lose()
+    there.late.miss()
+    await ears.settled()
+    assert there.position("t") == 4
+    assert there.live.state.tasks["t"].running
+    await there.append("t", task_done("t"))
+    there.lose()
+    there.late.miss()
+    await ears.settled()
+    assert there.live.state.tasks["t"].done
+
+
+async def test_those_who_look_without_taking_part_are_woken_too(hub: Hub, store: Watched) -> None:
+    """As the readers are, and not after they have gone."""
+    async with hub.use(SESSION) as live:
+        bell = Doorbell()
+        live.bells.add(bell)
+        await append(store, SESSION_CHANNEL, task_made("t"))
+        async with asyncio.timeout(3):
+            await bell.wait()
+        live.bells.discard(bell)
+        await append(store, "t", task_begun("t"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await bell.wait()
+
+
+async def test_a_request_to_cancel_a_task_is_passed_on(hub: Hub, store: Watched, ears: Ears) -> None:
+    """As one to cancel a response is."""
+    async with hub.use(SESSION):
+        await append(store, CONTROL_CHANNEL, CancelTask(task_id="t"))
+    assert ears.requests == [CancelTask(task_id="t")]
 
 
 async def test_a_late_instance_hears_what_was_asked_for_before(store: Watched, ears: Ears) -> None:

@@ -15,14 +15,11 @@ import msgspec
 import pytest
 from starlette.types import Message as AsgiMessage
 
+from realtime.call import ModelSettings
 from realtime.errors import ServerError
-from realtime.journal import Journal
 from realtime.oneshot import OneShots
-from realtime.pace import Pace
 from realtime.responders.base import Request, Responder, ResponderEvent
 from realtime.session import Limits
-from realtime.store.memory import MemoryStore
-from realtime.turn import Turns
 from tests.responders import anthropic_at
 from tests.support.clock import advancing_clock
 from tests.support.model_server import ModelServer
@@ -477,18 +474,16 @@ class Asgi:
 
 def one_shots(responder: Responder, *, idle_timeout_s: float = 60, send_timeout_s: float = 30) -> OneShots:
     """The endpoints over a responder."""
-    shared = Turns(
-        instance="inst_1",
+    model = ModelSettings(
         responder=responder,
-        journal=Journal(MemoryStore(session_ttl_s=60, max_session_bytes=1000), interval_s=1),
-        pace=Pace(),
-        idle_timeout_s=idle_timeout_s,
+        default_model="m",
+        max_output_tokens=100,
         context_tokens=1000,
         truncation="auto",
-        report=print,
+        idle_timeout_s=idle_timeout_s,
     )
     limits = Limits(frozenset("*"), 100)
-    return OneShots(shared, limits, default_model="m", max_body_bytes=1000, send_timeout_s=send_timeout_s)
+    return OneShots(model, limits, max_body_bytes=1000, send_timeout_s=send_timeout_s)
 
 
 async def says_two_words(request: Request) -> AsyncIterator[ResponderEvent]:

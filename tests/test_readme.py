@@ -19,6 +19,8 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
+from realtime.tasks.builtin import BUILTIN_TASKS
+from realtime.tasks.registry import Registry
 from tests.support.server import running_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +33,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-RESPONDER, SERVER = blocks("python")
+RESPONDER, SERVER, TASK = blocks("python")
 
 
 @pytest.fixture
@@ -42,6 +44,18 @@ def shout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("shout", None)
+
+
+@pytest.fixture
+def errands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What `REALTIME_TASKS` has to be for the example, which can be imported."""
+    assert "`errands.py`" in README
+    (tmp_path / "errands.py").write_text(TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = re.search(r"^    REALTIME_TASKS=(\w+) \.venv/bin/realtime serve$", README, re.MULTILINE)
+    assert found
+    yield found[1]
+    sys.modules.pop("errands", None)
 
 
 @asynccontextmanager
@@ -188,6 +202,47 @@ async def until_done(lines: AsyncIterator[str]) -> AsyncIterator[str]:
         yield line
         if line == "event: response.done":
             return
+
+
+async def test_the_task_is_run_as_the_commands_say(errands: str) -> None:
+    """Both of them, one after the other: the task is made, and its events come, up to its end."""
+    [block] = [block for block in blocks("sh") if block.startswith("TASK=")]
+    pattern = re.search(r"grep -o '(.*?)'", block)
+    assert pattern
+    make, follow = re.findall(r"curl .*?(?= \||\n)", block)
+    async with (
+        running_server(hello, tasks=(errands,)) as server,
+        httpx.AsyncClient(base_url=server.url, trust_env=False) as client,
+    ):
+        asked = curl(make)
+        made = await client.request(asked.method, asked.path, content=asked.body)
+        assert made.status_code == 202
+        [task_id] = set(re.findall(pattern[1], made.text))
+        async with asyncio.timeout(PATIENCE_S):
+            followed = await client.get(curl(follow.replace("$TASK", task_id)).path)
+        events = [json.loads(line[6:]) for line in followed.text.splitlines() if line.startswith("data: ")]
+    assert events[0]["type"] == "task.started"
+    assert [event["message"] for event in events if event["type"] == "task.progress"][-1] == "wrote to Alan"
+    assert events[-1]["result"] == [f"You said: Write a short letter to {name}.." for name in ("Ada", "Alan")]
+
+
+async def test_the_task_is_run_for_a_session(errands: str) -> None:
+    """The message that the README says to send over its WebSocket."""
+    [message] = re.findall(r'`(\{"type": "task.create".*?\})` over its WebSocket', README)
+    async with running_server(hello, tasks=(errands,)) as server, asyncio.timeout(PATIENCE_S):
+        async with connect(server.ws_url, proxy=None) as socket:
+            await socket.send(message)
+            while (event := json.loads(await socket.recv()))["type"] != "task.done":
+                pass
+    assert (event["status"], len(event["result"])) == ("complete", 1)
+
+
+def test_the_task_is_short() -> None:
+    """The function is about ten lines, as such an example has to be; `offload` and the built-in ones are named."""
+    assert len([line for line in TASK.splitlines() if line.strip()]) <= 13
+    assert "from realtime import offload" in README
+    for name in Registry(BUILTIN_TASKS).definitions:
+        assert f"`{name}`" in README
 
 
 async def test_the_demo_answers_what_the_readme_sends() -> None:

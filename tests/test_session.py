@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from realtime.control import CancelResponse
+from realtime.control import CancelResponse, CancelTask
 from realtime.errors import ConflictError, InvalidRequest, NotFound, RealtimeError
 from realtime.protocol import (
     JSON,
@@ -33,10 +33,26 @@ from realtime.protocol import (
     SessionClosed,
     SessionUpdate,
     SessionUpdated,
+    Task,
+    TaskCancel,
+    TaskCreate,
+    TaskCreated,
     Truncation,
 )
 from realtime.session import Decision, Limits, SessionState, decide, truncated_response
-from tests.contract import NOW, begun, closed, created, done, item, session
+from tests.contract import (
+    NOW,
+    begun,
+    closed,
+    created,
+    done,
+    item,
+    session,
+    task_begun,
+    task_done,
+    task_made,
+    task_told,
+)
 
 LIMITS = Limits(frozenset({"m", "m2"}), 1000)
 
@@ -452,3 +468,102 @@ def test_one_response_may_run_at_a_time() -> None:
 def test_nothing_is_runnable_in_a_new_session() -> None:
     """There is no response."""
     assert state_of().runnable() is None
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+TASK = TaskCreate(name="work", input={"any": "thing"}, task_id="t", event_id="e1")
+
+
+def test_a_task_is_created_with_its_checked_input() -> None:
+    """Which clients are not told, nor who asked for it."""
+    decision = decide(state_of(), TASK, user="bob", now=NOW, limits=LIMITS, task_input='{"n":1}')
+    made = Task(id="t", name="work", status="pending", created_at=NOW)
+    created_ = TaskCreated(task=made, input='{"n":1}', user="bob", for_event_id="e1")
+    assert decision == Decision([created_], [])
+    assert created_.for_clients() == TaskCreated(task=made, for_event_id="e1")
+
+
+def test_a_task_without_an_id_is_given_one() -> None:
+    """That nobody can guess."""
+    first, second = (decided(state_of(), TaskCreate(name="work", input={})).events[0] for _ in range(2))
+    assert isinstance(first, TaskCreated)
+    assert isinstance(second, TaskCreated)
+    assert first.task.id.startswith("task_")
+    assert first.task.id != second.task.id
+
+
+@pytest.mark.parametrize(
+    ("events", "task_id", "expected"),
+    [
+        ((task_made("t"),), "t", (ConflictError, "already_exists", "task_id")),
+        ((task_made("t"), task_done("t")), "t", (ConflictError, "already_exists", "task_id")),
+        ((created("t"),), "t", (ConflictError, "already_exists", "task_id")),
+        ((), "session", (InvalidRequest, "reserved_id", "task_id")),
+        ((), "control", (InvalidRequest, "reserved_id", "task_id")),
+        ((closed(),), "t", (ConflictError, "session_closed", None)),
+    ],
+    ids=["unfinished", "done", "response", "session", "control", "closed"],
+)
+def test_a_task_that_is_refused(events: tuple[ChannelEvent, ...], task_id: str, expected: Any) -> None:
+    """Its id is taken, or there is no session any more."""
+    assert refused(state_of(*events), TaskCreate(name="work", input={}, task_id=task_id)) == expected
+
+
+def test_a_response_can_t_have_a_task_s_id() -> None:
+    """They share one namespace."""
+    state = state_of(item("hi"), task_made("t"))
+    assert refused(state, ResponseCreate(response_id="t")) == (ConflictError, "already_exists", "response_id")
+
+
+def test_responses_and_tasks_share_the_room() -> None:
+    """Whatever there are of each; one that has ended takes none."""
+    half = MAX_UNFINISHED_CHANNELS // 2
+    made = [task_made(f"t{number}") for number in range(half)]
+    waiting = [created(f"r{number}") for number in range(MAX_UNFINISHED_CHANNELS - half)]
+    state = state_of(item("hi"), *made, *waiting, multitask_strategy="enqueue")
+    assert refused(state, TASK) == (ConflictError, "too_many_tasks", None)
+    assert refused(state, ResponseCreate()) == (ConflictError, "too_many_responses", None)
+    state.apply(task_done("t0"))
+    assert decided(state, TASK).events
+    assert decided(state, ResponseCreate()).events
+
+
+def test_a_task_is_cancelled_by_a_request_to_its_worker() -> None:
+    """One that is done already is left alone; one that is not there is an error."""
+    command = TaskCancel(task_id="t", event_id="e1")
+    request = CancelTask(task_id="t", for_event_id="e1")
+    assert decided(state_of(task_made("t")), command) == Decision([], [request])
+    assert decided(state_of(task_made("t"), task_begun("t")), command) == Decision([], [request])
+    assert decided(state_of(task_made("t"), task_done("t")), command) == Decision([], [])
+    assert refused(state_of(created("t")), command) == (NotFound, "task_not_found", "task_id")
+
+
+def test_tasks_fold() -> None:
+    """Where they were made, whether they run and where, whether they are over; they are no part of what was said."""
+    state = state_of()
+    for event in (item("hi"), task_made("t1"), task_made("t2")):
+        state.apply(event)
+        state.position += 1
+    assert [task.position for task in state.tasks.values()] == [2, 3]
+    assert list(state.unfinished_tasks) == ["t1", "t2"]
+    state.apply(task_begun("t1", 1, "inst_1"))
+    state.apply(task_told("t1", 5))
+    state.apply(task_begun("t1", 2, "inst_2"))
+    first, second = state.tasks.values()
+    assert (first.running, first.instance, second.running, second.instance) == (True, "inst_2", False, None)
+    state.apply(task_done("t1"))
+    assert (first.done, list(state.unfinished_tasks), state.is_over("t1"), state.is_over("t2")) == (
+        True,
+        ["t2"],
+        True,
+        False,
+    )
+    assert len(state.timeline) == 1
+
+
+def test_a_response_that_interrupts_leaves_tasks_alone() -> None:
+    """They are not answers."""
+    state = state_of(*RUNNING, task_made("t"), multitask_strategy="interrupt")
+    [cancel] = decided(state, ResponseCreate()).cancels
+    assert cancel == CancelResponse(response_id="resp_1", reason="interrupted")

@@ -190,7 +190,7 @@ class World:
         self.waiting.remove(response_id)
         self.running.append(response_id)
 
-    def say(self, template: Delta, text: str) -> None:
+    def say(self, template: OutputTextDelta | ReasoningDelta, text: str) -> None:
         """Show a delta of a running response, as a turn does."""
         view = self.tails[template.response_id].view
         for start in range(0, len(text), MAX_FRAME_CHARS):

@@ -455,10 +455,12 @@ class ClaimsFail(Faulty):
 
     refuses = True
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         if self.refuses and isinstance(writes[0].entries[0], ResponseInProgress):
             raise unavailable()
-        await super().append(session_id, writes, command)
+        await super().append(session_id, writes, command, keep_s=keep_s)
 
 
 @pytest.fixture

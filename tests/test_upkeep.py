@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from realtime.lease import BEATS_PER_LEASE, Confidence
 from realtime.log import Entry
 from realtime.protocol import SESSION_CHANNEL, Response, ResponseCreated, ResponseDone
 from realtime.store.base import Gone, Viewer, Write
-from realtime.upkeep import BEATS_PER_LEASE, Confidence
 from realtime.viewers import SERVER_ENDED_FLOOR_S
 from tests.contract import NOW, begun, created, done, participant, spoken
 from tests.support.stores import Elsewhere, Line

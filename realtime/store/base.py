@@ -72,10 +72,19 @@ class CommandRecord(Struct, frozen=True):
 
 
 class Batch(Struct, frozen=True):
-    """One session's part of `Store.append_all`."""
+    """One session's part of `Store.append_all`; `keep_s` as in `Store.append`."""
 
     session_id: str
     writes: Sequence[Write]
+    keep_s: float = 0.0
+
+
+class TaskRef(Struct, frozen=True, order=True, array_like=True):
+    """A task: the session whose log it is told in, its channel there, and the name of what it runs."""
+
+    session_id: str
+    task_id: str
+    name: str
 
 
 class Head(Struct, frozen=True):
@@ -156,30 +165,38 @@ Unwatch = Callable[[], None]
 
 
 class Store(Protocol):
-    """Sessions, their logs, who looks at them, and which instances live. Owned by `async with`.
+    """Sessions, their logs, who looks at them, which instances live, and which tasks are unfinished. Owned by
+    `async with`.
 
     Every method that names a session, but `create` and those that watch, raises `NotFound` (`session_not_found`) for
-    one that the store doesn't know, whether it never was, expired, or was erased; and `StoreError` where the store
-    does not answer, within 1.5 s: then the call may have had its effect, or may still have it. Cancelling a call
-    leaves its effect either whole or absent.
+    one that the store doesn't know, whether it never was, expired, or was erased. Every method raises `StoreError`
+    where the store does not answer, within 1.5 s: then the call may have had its effect, or may still have it.
+    Cancelling a call leaves its effect either whole or absent.
+
+    A session expires when it has not been used for its time to live. A use moves its end only if that is worth a
+    twentieth of this time, and never back.
     """
 
     shared: bool
     """Whether other processes see the same sessions."""
 
-    async def create(self, session: Session) -> None:
-        """Make a session. Its `expires_at` is not kept: the store knows better."""
+    async def create(self, session: Session, ttl_s: float | None = None) -> None:
+        """Make a session that lives for `ttl_s` after its last use; `None` is what the store gives every session. Its
+        `expires_at` is not kept: the store knows better."""
 
     async def load(self, session_id: str) -> Snapshot:
         """What is known of a session; counts as use of it."""
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         """Append to one or more channels of a session: all of it or nothing, and in the same step record `command`.
 
         Raises `PositionConflict` if a channel is not where its write expects it or has ended, `CommandSeen` if the
         command is recorded already, and `ConflictError` (`session_full`) if the session holds too much, unless all
         writes end a channel or go to the control channel. Watchers are told in the order of the appends, those of
-        this process before the call returns. Counts as use of the session.
+        this process before the call returns. Counts as use of the session, which is kept for `keep_s` from now (less a
+        twentieth of its time to live, as with any use) even if its time to live is shorter.
         """
 
     async def append_all(self, batches: Sequence[Batch]) -> list[Exception | None]:
@@ -199,7 +216,8 @@ class Store(Protocol):
         """
 
     async def follow(self, session_id: str, channel: str, listener: Listener) -> Unwatch:
-        """The same for what `watch` leaves out, of one channel. Who runs a response doesn't need it."""
+        """The same for what `watch` leaves out, of one channel, whoever writes it: a process hears its own appends,
+        before they return. So who shows what it says by itself must not follow it."""
 
     async def join(self, session_id: str, viewer: Viewer) -> None:
         """Say that a connection looks at the session; watchers are told. Nothing happens if it does already."""
@@ -224,6 +242,26 @@ class Store(Protocol):
 
     async def living(self, instances: Collection[str]) -> set[str]:
         """Those of the instances that have signed and whose leases have not run out."""
+
+    async def track(self, task: TaskRef, due_s: float) -> None:
+        """Remember a task that is about to be recorded: it has to be looked after in `due_s`, unless it is untracked
+        before. For one that is remembered already this is its new time.
+
+        All is forgotten once the index was not used for a day and twice as long as any session or task lives that has
+        the store's own time to live.
+        """
+
+    async def untrack(self, tasks: Sequence[TaskRef]) -> None:
+        """Forget tasks that need no looking after; nothing happens for those that are not remembered."""
+
+    async def overdue(self, again_s: float, limit: int) -> list[TaskRef]:
+        """The tasks that have to be looked after now: those that have waited longest, `limit` at most.
+
+        In the same step each has to be looked after again in `again_s`, so of many that call at once one gets it.
+        """
+
+    async def tracked(self) -> int:
+        """How many tasks are remembered."""
 
     async def ping(self) -> None:
         """Return if the store answers; raise `StoreError` if not."""

@@ -12,10 +12,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from realtime.control import CancelResponse
+from realtime.control import CancelResponse, CancelTask
 from realtime.log import Deltas, Entry
 from realtime.protocol import (
-    Delta,
     ItemCreated,
     ItemTruncated,
     OutputTextDelta,
@@ -25,6 +24,11 @@ from realtime.protocol import (
     ResponseInProgress,
     SessionClosed,
     SessionUpdated,
+    TaskCreated,
+    TaskDone,
+    TaskOutputTextDelta,
+    TaskProgress,
+    TaskStarted,
 )
 
 
@@ -36,6 +40,11 @@ class _Reasoning(Struct, tag_field="type", tag="r"):
     texts: list[str] = msgspec.field(name="x")
 
 
+class _TaskText(Struct, tag_field="type", tag="o"):
+    texts: list[str] = msgspec.field(name="x")
+    attempt: int = msgspec.field(name="a")
+
+
 _Event = (
     SessionUpdated
     | SessionClosed
@@ -44,11 +53,15 @@ _Event = (
     | ResponseCreated
     | ResponseInProgress
     | ResponseDone
+    | TaskCreated
+    | TaskStarted
+    | TaskProgress
+    | TaskDone
     | CancelResponse
+    | CancelTask
 )
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(list[_Text | _Reasoning | _Event])
-_RUNS: dict[type[Delta], type[_Text | _Reasoning]] = {OutputTextDelta: _Text, ReasoningDelta: _Reasoning}
+_decoder = msgspec.msgpack.Decoder(list[_Text | _Reasoning | _TaskText | _Event])
 
 
 def encode_entries(entries: Sequence[Entry]) -> bytes:
@@ -62,16 +75,24 @@ def decode_entries(element: bytes, channel: str) -> list[Entry]:
 
 
 def _written(entry: Entry) -> Any:
-    if isinstance(entry, Deltas):
-        return _RUNS[type(entry.template)](list(entry.texts))
-    return entry
+    if not isinstance(entry, Deltas):
+        return entry
+    match entry.template:
+        case OutputTextDelta():
+            return _Text(list(entry.texts))
+        case ReasoningDelta():
+            return _Reasoning(list(entry.texts))
+        case TaskOutputTextDelta(attempt=attempt):
+            return _TaskText(list(entry.texts), attempt)
 
 
-def _read(part: _Text | _Reasoning | _Event, channel: str) -> Entry:
+def _read(part: _Text | _Reasoning | _TaskText | _Event, channel: str) -> Entry:
     match part:
         case _Text(texts=texts):
             return Deltas(OutputTextDelta(response_id=channel, delta=""), texts)
         case _Reasoning(texts=texts):
             return Deltas(ReasoningDelta(response_id=channel, delta=""), texts)
+        case _TaskText(texts=texts, attempt=attempt):
+            return Deltas(TaskOutputTextDelta(task_id=channel, attempt=attempt, delta=""), texts)
         case _:
             return part

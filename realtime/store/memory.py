@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from realtime.store.base import (
     PositionConflict,
     Snapshot,
     Standing,
+    TaskRef,
     Unwatch,
     Viewer,
     ViewerJoined,
@@ -39,15 +41,17 @@ from realtime.store.base import (
 
 KEPT_COMMANDS = 1000
 SWEEP_S = 1.0
+DAY_S = 86_400.0
 
 
 class _Stored:
-    """One session: its logs, what ended, who looks, and when it expires."""
+    """One session: its logs, what ended, who looks, how long it lives after a use, and when it expires."""
 
-    __slots__ = ("audience", "channels", "commands", "deadline", "finished", "session", "size", "viewers")
+    __slots__ = ("audience", "channels", "commands", "deadline", "finished", "session", "size", "ttl_s", "viewers")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, ttl_s: float) -> None:
         self.session = session
+        self.ttl_s = ttl_s
         self.deadline = 0.0
         self.size = 0
         self.channels = {SESSION_CHANNEL: ChannelLog()}
@@ -64,6 +68,42 @@ class _Stored:
     def has_ended(self, channel: str) -> bool:
         return self.finished is not None and channel in self.finished
 
+    def keep(self, now: float, keep_s: float = 0.0) -> None:
+        """It was used: it lives for its time from now, and for `keep_s`."""
+        self.deadline = max(self.deadline, now + max(self.ttl_s, keep_s))
+
+
+class _Tasks:
+    """The unfinished tasks, each with the time when it has to be looked after."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._due: dict[TaskRef, float] = {}
+        self._deadline = 0.0
+
+    def track(self, task: TaskRef, now: float, due: float) -> None:
+        self._due[task] = due
+        self._deadline = now + self._ttl_s
+
+    def untrack(self, tasks: Sequence[TaskRef]) -> None:
+        for task in tasks:
+            self._due.pop(task, None)
+
+    def overdue(self, now: float, again: float, limit: int) -> list[TaskRef]:
+        self._deadline = now + self._ttl_s
+        due = ((due, task) for task, due in self._due.items() if due <= now)
+        found = [task for _, task in heapq.nsmallest(limit, due)]
+        self._due.update(dict.fromkeys(found, again))
+        return found
+
+    def sweep(self, now: float) -> None:
+        """Forget them all if it is long ago that somebody cared."""
+        if self._deadline <= now:
+            self._due.clear()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
 
 class MemoryStore:
     """See `realtime.store.base.Store`. `clock` gives monotonic seconds; tests pass their own."""
@@ -74,6 +114,7 @@ class MemoryStore:
         self,
         *,
         session_ttl_s: float = 3600,
+        task_ttl_s: float = 3600,
         max_session_bytes: int = 8 * 1024 * 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,21 +123,24 @@ class MemoryStore:
         self._clock = clock
         self._sessions: dict[str, _Stored] = {}
         self._instances: dict[str, float] = {}
+        self._tasks = _Tasks(2 * max(session_ttl_s, task_ttl_s) + DAY_S)
         self._listeners: dict[tuple[str, str], list[Listener]] = {}
         """By session and channel; those of the session's own channel hear of everything but deltas."""
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def create(self, session: Session) -> None:
-        stored = self._sessions[session.id] = _Stored(session)
-        self._touch(stored)
+    async def create(self, session: Session, ttl_s: float | None = None) -> None:
+        stored = self._sessions[session.id] = _Stored(session, self._ttl_s if ttl_s is None else ttl_s)
+        stored.keep(self._clock())
 
     async def load(self, session_id: str) -> Snapshot:
         stored = self._use(session_id)
         heads = {name: Head(log.head, stored.has_ended(name)) for name, log in stored.channels.items()}
-        return Snapshot(stored.session, self._ttl_s, stored.size, heads, stored.audience)
+        return Snapshot(stored.session, stored.deadline - self._clock(), stored.size, heads, stored.audience)
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
-        stored = self._use(session_id)
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
+        stored = self._use(session_id, keep_s)
         self._check(stored, writes, command)
         if command is not None:
             _record(stored, command)
@@ -157,16 +201,31 @@ class MemoryStore:
         now = self._clock()
         return {instance for instance in instances if self._instances.get(instance, 0.0) > now}
 
+    async def track(self, task: TaskRef, due_s: float) -> None:
+        now = self._clock()
+        self._tasks.track(task, now, now + due_s)
+
+    async def untrack(self, tasks: Sequence[TaskRef]) -> None:
+        self._tasks.untrack(tasks)
+
+    async def overdue(self, again_s: float, limit: int) -> list[TaskRef]:
+        now = self._clock()
+        return self._tasks.overdue(now, now + again_s, limit)
+
+    async def tracked(self) -> int:
+        return len(self._tasks)
+
     async def ping(self) -> None:
         return
 
     def sweep(self) -> None:
-        """Forget the sessions and the instances whose time is over."""
+        """Forget the sessions, the instances and the tasks whose time is over."""
         now = self._clock()
         for session_id in [name for name, stored in self._sessions.items() if stored.deadline <= now]:
             self._forget(session_id, Gone("lost"))
         for instance in [name for name, deadline in self._instances.items() if deadline <= now]:
             del self._instances[instance]
+        self._tasks.sweep(now)
 
     async def __aenter__(self) -> Self:
         self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="memory store sweeper")
@@ -211,13 +270,10 @@ class MemoryStore:
             raise session_not_found()
         return stored
 
-    def _use(self, session_id: str) -> _Stored:
+    def _use(self, session_id: str, keep_s: float = 0.0) -> _Stored:
         stored = self._find(session_id)
-        self._touch(stored)
+        stored.keep(self._clock(), keep_s)
         return stored
-
-    def _touch(self, stored: _Stored) -> None:
-        stored.deadline = self._clock() + self._ttl_s
 
     def _check(self, stored: _Stored, writes: Sequence[Write], command: CommandRecord | None) -> None:
         if command is not None and stored.commands and (command.user, command.event_id) in stored.commands:
@@ -230,6 +286,7 @@ class MemoryStore:
 
     async def _try_append(self, batch: Batch) -> Exception | None:
         try:
+            self._use(batch.session_id, batch.keep_s)
             await self.append(batch.session_id, batch.writes)
         except Exception as error:  # returned: one session's error is not another's
             return error

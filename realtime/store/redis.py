@@ -31,6 +31,7 @@ from realtime.store.base import (
     PositionConflict,
     Snapshot,
     Standing,
+    TaskRef,
     Unwatch,
     Viewer,
     ViewerJoined,
@@ -44,9 +45,11 @@ from realtime.store.base import (
 from realtime.store.elements import decode_entries, encode_entries
 from realtime.store.redis_bus import Bus
 from realtime.store.redis_calls import Calls, Command, Replies, checked, end_tasks, unavailable
-from realtime.store.redis_scripts import APPEND, CREATE, ERASE, JOIN, LEAVE, LOAD
+from realtime.store.redis_scripts import APPEND, CREATE, ERASE, JOIN, LEAVE, LOAD, OVERDUE, TRACK
 
 PREFIX = "rt:"
+TASKS = f"{PREFIX}tasks"
+DAY_MS = 86_400_000
 KEPT_COMMANDS = 1000
 READ_ELEMENTS = 256
 """Elements that are read in one round trip."""
@@ -66,8 +69,16 @@ class RedisStore:
 
     shared = True
 
-    def __init__(self, url: str, *, session_ttl_s: float = 3600, max_session_bytes: int = 8 * 1024 * 1024) -> None:
-        self._ttl_ms = round(session_ttl_s * 1000)
+    def __init__(
+        self,
+        url: str,
+        *,
+        session_ttl_s: float = 3600,
+        task_ttl_s: float = 3600,
+        max_session_bytes: int = 8 * 1024 * 1024,
+    ) -> None:
+        self._ttl_s = session_ttl_s
+        self._tasks_ttl_ms = 2 * _ms(max(session_ttl_s, task_ttl_s)) + DAY_MS
         self._max_bytes = max_session_bytes
         self._origin = secrets.token_hex(8)
         """Marks what this process has published, and has told its own watchers already."""
@@ -76,11 +87,12 @@ class RedisStore:
         self._listeners: dict[str, list[Listener]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def create(self, session: Session) -> None:
-        checked(await self._calls.run(CREATE, _meta(session.id), self._ttl_ms, msgspec.json.encode(session)))
+    async def create(self, session: Session, ttl_s: float | None = None) -> None:
+        ttl_ms = _ms(self._ttl_s if ttl_s is None else ttl_s)
+        await self._calls.run(CREATE, _meta(session.id), ttl_ms, msgspec.json.encode(session))
 
     async def load(self, session_id: str) -> Snapshot:
-        found = await self._calls.run(LOAD, _meta(session_id), self._ttl_ms)
+        found = await self._calls.run(LOAD, _meta(session_id))
         if found is None:
             raise self._unknown(session_id)
         left_ms, flat = found
@@ -94,9 +106,11 @@ class RedisStore:
             audience=int(fields[b"audience"]),
         )
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         try:
-            arguments = self._append_arguments(session_id, writes, command)
+            arguments = self._append_arguments(session_id, writes, command, keep_s)
             reply = await self._calls.run(APPEND, *arguments, then=partial(self._appended, session_id, writes))
         except StoreError:
             self._tell(_topic(session_id), Missed())  # it may have been carried out, or may yet be
@@ -109,7 +123,7 @@ class RedisStore:
     async def append_all(self, batches: Sequence[Batch]) -> list[Exception | None]:
         if not batches:
             return []
-        arguments = [self._append_arguments(batch.session_id, batch.writes, None) for batch in batches]
+        arguments = [self._append_arguments(batch.session_id, batch.writes, None, batch.keep_s) for batch in batches]
         replies = await self._calls.run_all(APPEND, arguments, then=partial(self._appended_all, batches))
         return [unavailable() if isinstance(reply, Exception) else _refusal(reply) for reply in replies]
 
@@ -141,7 +155,7 @@ class RedisStore:
         return await self._listen(_topic(session_id, channel), listener)
 
     async def join(self, session_id: str, viewer: Viewer) -> None:
-        arguments = (self._origin, self._ttl_ms, viewer.participant.connection_id, msgspec.json.encode(viewer))
+        arguments = (self._origin, viewer.participant.connection_id, msgspec.json.encode(viewer))
         notify = partial(self._joined, session_id, viewer)
         if await self._told(session_id, self._calls.run(JOIN, _meta(session_id), *arguments, then=notify)) is None:
             raise self._unknown(session_id)
@@ -180,6 +194,21 @@ class RedisStore:
         replies = await self._calls.call_all([("EXISTS", _instance_key(name)) for name in names], again=True)
         return {name for name, reply in zip(names, replies, strict=True) if checked(reply)}
 
+    async def track(self, task: TaskRef, due_s: float) -> None:
+        await self._calls.run(TRACK, TASKS, self._tasks_ttl_ms, _ms(due_s), msgspec.msgpack.encode(task))
+
+    async def untrack(self, tasks: Sequence[TaskRef]) -> None:
+        if tasks:
+            await self._calls.call("ZREM", TASKS, *map(msgspec.msgpack.encode, tasks), again=True)
+
+    async def overdue(self, again_s: float, limit: int) -> list[TaskRef]:
+        found = await self._calls.run(OVERDUE, TASKS, self._tasks_ttl_ms, _ms(again_s), limit)
+        return [msgspec.msgpack.decode(task, type=TaskRef) for task in found]
+
+    async def tracked(self) -> int:
+        count: int = await self._calls.call("ZCARD", TASKS, again=True)
+        return count
+
     async def ping(self) -> None:
         await self._calls.call("PING", again=True)
 
@@ -193,11 +222,13 @@ class RedisStore:
         await end_tasks(self._tasks)
         await self._calls.aclose()
 
-    def _append_arguments(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None) -> Command:
+    def _append_arguments(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None, keep_s: float
+    ) -> Command:
         key = _command_key(command.user, command.event_id) if command else b""
         record = msgspec.msgpack.encode(command) if command else b""
         free = int(all(map(is_free, writes)))
-        arguments: list[Any] = [_meta(session_id), self._origin, self._ttl_ms, self._max_bytes, free]
+        arguments: list[Any] = [_meta(session_id), self._origin, _ms(keep_s), self._max_bytes, free]
         arguments += (key, record, KEPT_COMMANDS)
         for write in writes:
             arguments += (
@@ -211,11 +242,13 @@ class RedisStore:
         return arguments
 
     def _appended(self, session_id: str, writes: Sequence[Write], reply: Any) -> None:
-        if isinstance(reply, Exception) or reply[0] != b"ok":
-            return
-        for write, first in zip(writes, reply[1:], strict=True):
-            topic = _topic(session_id, write.channel if only_deltas(write) else "")
-            self._tell(topic, Appended(write.channel, first, write.entries))
+        topics = [_topic(session_id, write.channel if only_deltas(write) else "") for write in writes]
+        if isinstance(reply, Exception):  # it may have been carried out
+            for topic in topics:
+                self._tell(topic, Missed())
+        elif reply[0] == b"ok":
+            for topic, write, first in zip(topics, writes, reply[1:], strict=True):
+                self._tell(topic, Appended(write.channel, first, write.entries))
 
     def _appended_all(self, batches: Sequence[Batch], replies: Replies) -> None:
         for batch, reply in zip(batches, replies, strict=True):
@@ -329,6 +362,10 @@ def _until(last: int, after: int, entries: list[Entry]) -> list[Entry]:
 
 def _chars(entry: Entry) -> int:
     return sum(map(len, entry.texts)) if isinstance(entry, Deltas) else EVENT_CHARS
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _command_key(user: str, event_id: str) -> bytes:

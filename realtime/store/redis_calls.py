@@ -25,6 +25,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from realtime.errors import StoreError
 from realtime.observe import logs
+from realtime.store.redis_health import Health
 from realtime.store.redis_scripts import Script
 
 TIMEOUT_S = 1.5
@@ -122,6 +123,7 @@ class Calls:
         self._url = url
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
+        self._health = Health()
         self._told = _Lanes(1, self._send)  # in one lane, so that watchers are told in the order of the effects
         self._others = _Lanes(LANES, self._send)
 
@@ -180,6 +182,15 @@ class Calls:
             await self._client.aclose()
 
     async def _send(self, commands: Sequence[Command], scripts: dict[str, Script]) -> Replies:
+        try:
+            replies = await self._exchange(commands, scripts)
+        except Exception as error:
+            self._health.failed(error)
+            raise
+        self._health.replied(replies)
+        return replies
+
+    async def _exchange(self, commands: Sequence[Command], scripts: dict[str, Script]) -> Replies:
         client = await self._connected()
         replies = await _pipelined(client, commands)
         unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -209,11 +220,9 @@ async def end_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
 
 def checked(reply: Any) -> Any:
     """A reply that is no error. Raises `StoreError` for one that is."""
-    if not isinstance(reply, Exception):
-        return reply
-    if isinstance(reply, ResponseError):
-        logs.warning("redis refuses", reason=str(reply)[:200])
-    raise unavailable() from reply
+    if isinstance(reply, Exception):
+        raise unavailable() from reply
+    return reply
 
 
 def unavailable() -> StoreError:

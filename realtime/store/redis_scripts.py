@@ -1,16 +1,19 @@
-"""The steps that Redis does as one: Lua scripts over the keys of one session, which share its hash tag.
+"""The steps that Redis does as one: Lua scripts over the keys of one session, which share its hash tag, or over the
+index of unfinished tasks, which is one key.
 
 `KEYS[1]` is the session's `meta` hash; the names of its other keys follow from it, in the same slot of a cluster:
 
 | key | holds |
 |---|---|
-| `meta` | the session as it was made, its deadline, its size, each channel's position, negative once it ended |
+| `meta` | the session as made, its time to live, deadline and size; each channel's position, negative where it ended |
 | `log:CHANNEL` | a stream whose entries have the position of their last event as their id |
 | `commands`, `order` | the records of the newest commands, and their order |
 | `viewers` | who looks, by connection, each with its number in the order of arrival |
 
 They all expire at one deadline, in milliseconds, which each use moves on, but not more often than every twentieth of
-the time to live: with a thousand keys that is not free.
+the session's time to live: with a thousand keys that is not free.
+
+The index is a sorted set: tasks, each with the time in milliseconds when it has to be looked after.
 """
 
 from __future__ import annotations
@@ -19,7 +22,14 @@ import hashlib
 
 from msgspec import Struct
 
-_COMMON = """
+_TIME = """
+local function after(ms)
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000) + ms
+end
+"""
+
+_SESSION = """
 local meta = KEYS[1]
 local base = string.sub(meta, 1, -5)
 local topic = string.sub(base, 1, -2)
@@ -34,16 +44,12 @@ local function keys()
     return found
 end
 
-local function after(ttl)
-    local time = redis.call('TIME')
-    return time[1] * 1000 + math.floor(time[2] / 1000) + ttl
-end
-
 -- The session's deadline, moved on if that is worth it; nil if there is no such session.
-local function use(ttl)
-    local deadline = tonumber(redis.call('HGET', meta, 'deadline') or nil)
+local function use(keep)
+    local found = redis.call('HMGET', meta, 'deadline', 'ttl')
+    local deadline, ttl = tonumber(found[1]), tonumber(found[2]) or 3600000  -- version 0.2 kept none
     if not deadline then return nil end
-    local later = after(ttl)
+    local later = after(math.max(ttl, keep))
     if later - deadline < ttl / 20 then return deadline end
     redis.call('HSET', meta, 'deadline', string.format('%.0f', later))
     for _, key in ipairs(keys()) do redis.call('PEXPIREAT', key, string.format('%.0f', later)) end
@@ -64,29 +70,32 @@ class Script(Struct, frozen=True):
 
 
 def _script(text: str) -> Script:
-    whole = _COMMON + text
+    return _index_script(_SESSION + text)
+
+
+def _index_script(text: str) -> Script:
+    whole = _TIME + text
     return Script(whole, hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest())
 
 
 CREATE = _script("""
-local ttl = tonumber(ARGV[1])
-local deadline = after(ttl)
+local deadline = after(tonumber(ARGV[1]))
 redis.call('HSET', meta, 'session', ARGV[2], 'size', 0, 'audience', 0, 'p:session', 0,
-    'deadline', string.format('%.0f', deadline))
+    'ttl', ARGV[1], 'deadline', string.format('%.0f', deadline))
 expire(meta, deadline)
 return 1
 """)
 """ARGV: time to live, the session."""
 
 LOAD = _script("""
-local deadline = use(tonumber(ARGV[1]))
+local deadline = use(0)
 if not deadline then return false end
 return {string.format('%.0f', deadline - after(0)), redis.call('HGETALL', meta)}
 """)
-"""ARGV: time to live. Returns the milliseconds that are left, and `meta`; nil for an unknown session."""
+"""Returns the milliseconds that are left, and `meta`; nil for an unknown session."""
 
 APPEND = _script("""
-local origin, ttl, most, free = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
+local origin, keep, most, free = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
 local command, record, kept = ARGV[5], ARGV[6], tonumber(ARGV[7])
 local writes = {}
 for at = 8, #ARGV, 6 do
@@ -95,7 +104,7 @@ for at = 8, #ARGV, 6 do
         ends = ARGV[at + 3] == '1', topic = ARGV[at + 4], element = ARGV[at + 5], position = position}
 end
 
-local deadline = use(ttl)
+local deadline = use(keep)
 if not deadline then return {'unknown'} end
 if command ~= '' and redis.call('HEXISTS', base .. 'commands', command) == 1 then return {'seen'} end
 for _, write in ipairs(writes) do
@@ -126,22 +135,22 @@ for _, write in ipairs(writes) do
 end
 return answer
 """)
-"""ARGV: origin, time to live, the most bytes, whether a full session takes it, the command's key (or nothing), its
-record, how many are kept; then for each write its channel, the position that it expects (or -1), how many positions it
-takes, whether it ends the channel, what its topic has after the session's, its element. Returns a word, and after `ok`
-the first position of each write."""
+"""ARGV: origin, how long to keep the session at least, the most bytes, whether a full session takes it, the command's
+key (or nothing), its record, how many are kept; then for each write its channel, the position that it expects (or -1),
+how many positions it takes, whether it ends the channel, what its topic has after the session's, its element. Returns a
+word, and after `ok` the first position of each write."""
 
 JOIN = _script("""
-local deadline = use(tonumber(ARGV[2]))
+local deadline = use(0)
 if not deadline then return false end
-if redis.call('HEXISTS', base .. 'viewers', ARGV[3]) == 1 then return 0 end
+if redis.call('HEXISTS', base .. 'viewers', ARGV[2]) == 1 then return 0 end
 local number = redis.call('HINCRBY', meta, 'audience', 1)
-redis.call('HSET', base .. 'viewers', ARGV[3], string.format('%.0f', number) .. ' ' .. ARGV[4])
+redis.call('HSET', base .. 'viewers', ARGV[2], string.format('%.0f', number) .. ' ' .. ARGV[3])
 expire(base .. 'viewers', deadline)
-redis.call('PUBLISH', topic, 'J' .. ARGV[1] .. '\0' .. ARGV[4])
+redis.call('PUBLISH', topic, 'J' .. ARGV[1] .. '\0' .. ARGV[3])
 return 1
 """)
-"""ARGV: origin, time to live, connection, viewer. Returns whether it is new; nil for an unknown session."""
+"""ARGV: origin, connection, viewer. Returns whether it is new; nil for an unknown session."""
 
 LEAVE = _script("""
 if redis.call('EXISTS', meta) == 0 then return false end
@@ -162,3 +171,19 @@ redis.call('PUBLISH', topic, 'G' .. ARGV[1])
 return 1
 """)
 """ARGV: origin. Returns whether there was such a session."""
+
+TRACK = _index_script("""
+redis.call('ZADD', KEYS[1], string.format('%.0f', after(tonumber(ARGV[2]))), ARGV[3])
+return redis.call('PEXPIRE', KEYS[1], ARGV[1])
+""")
+"""Of the index. ARGV: its time to live, in how long the task has to be looked after, the task."""
+
+OVERDUE = _index_script("""
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', after(0)), 'LIMIT', 0, ARGV[3])
+local again = string.format('%.0f', after(tonumber(ARGV[2])))
+for _, task in ipairs(found) do redis.call('ZADD', KEYS[1], again, task) end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return found
+""")
+"""Of the index. ARGV: its time to live, in how long what is found has to be looked after again, how many at most.
+Returns the tasks, the longest due first."""

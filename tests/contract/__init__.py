@@ -21,8 +21,14 @@ from realtime.protocol import (
     ResponseInProgress,
     Session,
     SessionClosed,
+    TaskCreated,
+    TaskDone,
+    TaskOutputTextDelta,
+    TaskProgress,
+    TaskStarted,
     Usage,
 )
+from realtime.session import task_created
 
 NOW = "2026-01-01T00:00:00.000000Z"
 
@@ -81,6 +87,31 @@ def done(response_id: str) -> ResponseDone:
 def closed() -> SessionClosed:
     """The session is over."""
     return SessionClosed(reason="closed by client")
+
+
+def task_made(task_id: str, name: str = "work", task_input: str = "{}") -> TaskCreated:
+    """A task is accepted."""
+    return task_created(task_id, name, task_input, user="ann", now=NOW)
+
+
+def task_begun(task_id: str, attempt: int = 1, instance: str | None = None) -> TaskStarted:
+    """An attempt at a task runs, on an instance."""
+    return TaskStarted(task_id=task_id, attempt=attempt, instance=instance, at=NOW)
+
+
+def task_told(task_id: str, progress: int, attempt: int = 1) -> TaskProgress:
+    """It is so far."""
+    return TaskProgress(task_id=task_id, attempt=attempt, progress=progress, total=None, message=None, at=NOW)
+
+
+def task_wrote(task_id: str, *texts: str, attempt: int = 1) -> Deltas:
+    """It writes something, a delta each."""
+    return Deltas(TaskOutputTextDelta(task_id=task_id, attempt=attempt, delta=""), list(texts))
+
+
+def task_done(task_id: str) -> TaskDone:
+    """It ends."""
+    return TaskDone(task_id=task_id, status="complete", result_json="null", at=NOW)
 
 
 def flat(entries: Iterable[Entry]) -> list[ChannelEvent]:

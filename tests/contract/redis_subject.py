@@ -15,10 +15,15 @@ AGE = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
     local left = redis.call('PTTL', key) - ARGV[1]
     if string.sub(key, -5) == ':meta' then redis.call('HINCRBY', key, 'deadline', -ARGV[1]) end
+    if key == 'rt:tasks' then
+        for _, task in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -ARGV[1], task) end
+    end
     if left > 0 then redis.call('PEXPIRE', key, string.format('%.0f', left)) else redis.call('DEL', key) end
 end
 """
 """Makes every key older by ARGV[1] milliseconds: what expires in them is gone, as if they had passed."""
+
+PATIENCE_S = 10.0
 
 Opened = tuple[RedisStore, Callable[[float], Awaitable[None]]]
 
@@ -43,9 +48,24 @@ async def redis_store(ports: list[int], **settings: Any) -> AsyncIterator[Opened
 
         for node in nodes:
             await node.flushall()  # type: ignore[no-untyped-call, unused-ignore]
+        await _pass_on(nodes)
         store = RedisStore(f"redis://127.0.0.1:{ports[0]}/0", **settings)
         yield await stack.enter_async_context(store), advance
         assert not await _immortal(nodes), "every key has a time to live at every moment"
+
+
+async def _pass_on(nodes: list[Redis]) -> None:
+    """Return once each node of a cluster has heard all that was published at any: the next test must not hear it."""
+    async with AsyncExitStack() as stack, asyncio.timeout(PATIENCE_S):
+        ears = [await stack.enter_async_context(node.pubsub()) for node in nodes]  # type: ignore[no-untyped-call, unused-ignore]
+        for ear in ears:
+            await ear.subscribe("marker")
+            await ear.get_message(timeout=None)  # it is confirmed
+        for node in nodes:
+            await node.publish("marker", "")
+        for ear in ears:
+            for _ in nodes:
+                await ear.get_message(timeout=None)
 
 
 async def _immortal(nodes: list[Redis]) -> list[str]:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from realtime.control import CancelResponse
+from realtime.control import CancelResponse, CancelTask
 from realtime.errors import ConflictError, NotFound
 from realtime.log import Deltas, Entry
-from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, ChannelEvent, Overrides, ReasoningDelta
+from realtime.protocol import CONTROL_CHANNEL, SESSION_CHANNEL, ChannelEvent, Failure, Overrides, ReasoningDelta
 from realtime.store.base import (
     Appended,
     Batch,
@@ -32,6 +32,7 @@ from realtime.store.base import (
     PositionConflict,
     Standing,
     Store,
+    TaskRef,
     Unwatch,
     Viewer,
     ViewerJoined,
@@ -39,17 +40,38 @@ from realtime.store.base import (
     Write,
 )
 from realtime.store.memory import MemoryStore
-from tests.contract import begun, closed, created, done, flat, item, participant, session, spoken
+from tests.contract import (
+    begun,
+    closed,
+    created,
+    done,
+    flat,
+    item,
+    participant,
+    session,
+    spoken,
+    task_begun,
+    task_done,
+    task_made,
+    task_told,
+    task_wrote,
+)
 from tests.contract.redis_subject import redis_store, running
 from tests.support.redis_server import redis_cluster, redis_server
 
 TTL_S = 100.0
 LEASE_S = 10.0
 MAX_BYTES = 200_000
+LIMITS: dict[str, Any] = {"session_ttl_s": TTL_S, "task_ttl_s": TTL_S / 2, "max_session_bytes": MAX_BYTES}
 ALL = 1_000_000
 """More characters than any channel here has."""
 PATIENCE_S = 5.0
 SESSION = "sess_1"
+DELTA = [Write("resp_1", [spoken("resp_1", "a")])]
+MARGIN_S = TTL_S / 20 + 1
+"""A use moves a session's end at most so much less than its time to live: not every use moves it."""
+SHORT_S = 20.0
+"""What sessions live that have a shorter time to live than the store's."""
 
 
 @dataclass
@@ -71,7 +93,7 @@ async def memory() -> AsyncIterator[Subject]:
         in_process.sweep()  # the first sweep after a jump takes it for a process that stood still
         in_process.sweep()
 
-    in_process = MemoryStore(session_ttl_s=TTL_S, max_session_bytes=MAX_BYTES, clock=lambda: now)
+    in_process = MemoryStore(**LIMITS, clock=lambda: now)
     async with in_process:
         yield Subject(in_process, advance)
 
@@ -79,7 +101,7 @@ async def memory() -> AsyncIterator[Subject]:
 @asynccontextmanager
 async def in_redis(ports: list[int]) -> AsyncIterator[Subject]:
     """The store in Redis, whose keys grow older at a word."""
-    async with redis_store(ports, session_ttl_s=TTL_S, max_session_bytes=MAX_BYTES) as (store, advance):
+    async with redis_store(ports, **LIMITS) as (store, advance):
         yield Subject(store, advance)
 
 
@@ -277,11 +299,49 @@ async def test_kinds_of_deltas_stay_apart(store: Store) -> None:
     assert await whole(store, "resp_1") == flat(entries)
 
 
+async def test_tasks_are_told_in_channels_too(store: Store) -> None:
+    """Each kind of event comes back as it was, with what clients never see, and each attempt's text as its own."""
+    made = replace(task_made("t", task_input='{"ü": "\\u0000"}'), for_event_id="e1")
+    odd = replace(task_told("t", 2), progress=1.5, total=2**62, message="page \x00 of 👩", attempt=2)
+    failure = Failure(type="server_error", code="c", message="m")
+    ends = [
+        task_done("t"),
+        replace(task_done("t"), result_json='{"ü": [1, null]}', result_url="/there"),
+        replace(task_done("t"), status="failed", result_json=None, error=failure, for_event_id="e2"),
+    ]
+    await append(store, SESSION_CHANNEL, made)
+    assert await whole(store, SESSION_CHANNEL) == [made]
+    for number, end in enumerate(ends):
+        entries: list[Entry] = [
+            task_begun("t", 1, "inst_1"),
+            task_told("t", 1),
+            task_wrote("t", *ODD),
+            task_begun("t", 2, "inst_2"),
+            odd,
+            task_wrote("t", "a", "b", attempt=2),
+            end,
+        ]
+        channel = f"t{number}"
+        await append(store, channel, *[_of(channel, entry) for entry in entries])
+        assert await whole(store, channel) == flat([_of(channel, entry) for entry in entries])
+        assert (await store.load(SESSION)).heads[channel].finished
+
+
+def _of(task_id: str, entry: Any) -> Entry:
+    if isinstance(entry, Deltas):
+        return Deltas(replace(entry.template, task_id=task_id), entry.texts)
+    renamed: ChannelEvent = replace(entry, task_id=task_id)
+    return renamed
+
+
 async def test_the_control_channel_is_a_channel(store: Store) -> None:
-    """Requests to a response's owner are logged like anything else."""
-    request = CancelResponse(response_id="resp_1", reason="cancelled")
-    await append(store, CONTROL_CHANNEL, request)
-    assert await whole(store, CONTROL_CHANNEL) == [request]
+    """Requests to a response's or a task's owner are logged like anything else."""
+    requests = [
+        CancelResponse(response_id="resp_1", reason="cancelled"),
+        CancelTask(task_id="task_1", for_event_id="e1"),
+    ]
+    await append(store, CONTROL_CHANNEL, *requests)
+    assert await whole(store, CONTROL_CHANNEL) == requests
 
 
 async def test_a_channel_that_nobody_wrote_is_empty(store: Store) -> None:
@@ -578,6 +638,17 @@ async def test_append_all_keeps_the_order_of_one_session(store: Store) -> None:
     assert await whole(store, "resp_1") == flat([spoken("resp_1", *"01234")])
 
 
+async def test_append_all_keeps_sessions(subject: Subject) -> None:
+    """Each for as long as its batch says."""
+    store = subject.store
+    for name in ("sess_kept", "sess_short"):
+        await store.create(session(name), SHORT_S)
+    batches = [Batch("sess_kept", DELTA, keep_s=TTL_S), Batch("sess_short", DELTA)]
+    assert await store.append_all(batches) == [None, None]
+    await subject.advance(TTL_S - MARGIN_S)
+    assert await store.standings(["sess_kept", "sess_short"]) == [Standing(0, 0, 0), None]
+
+
 async def test_append_all_of_nothing(store: Store) -> None:
     """No batches, no errors."""
     assert await store.append_all([]) == []
@@ -630,6 +701,30 @@ async def test_deltas_are_told_to_followers_alone(store: Store) -> None:
     await told.until(lambda notices: len(notices) == 2)
     assert [notice.first for notice in told.appended("resp_1")] == [1, 4]
     assert following.positions("resp_1") == await whole(store, "resp_1")
+
+
+async def test_a_writer_that_follows_hears_its_own_deltas(store: Store) -> None:
+    """It is told before its append returns, one by one or of many at once, and of what else it says as a watcher."""
+    told = await watching(store, "task_1")
+    await append(store, "task_1", begun("task_1"))
+    await append(store, "task_1", spoken("task_1", "a", "b"))
+    assert [notice.first for notice in told.appended("task_1")] == [1, 2]
+    batches = [Batch(SESSION, [Write("task_1", [spoken("task_1", text)])]) for text in "cd"]
+    assert await store.append_all(batches) == [None, None]
+    assert [notice.first for notice in told.appended("task_1")] == [1, 2, 4, 5]
+    await append(store, "task_1", spoken("task_1", "e"), done("task_1"))
+    assert told.positions("task_1") == await whole(store, "task_1")
+
+
+async def test_a_writer_that_only_watches_hears_no_deltas(store: Store) -> None:
+    """Who shows what it says by itself is not told of it once more."""
+    told, other = await watching(store), await watching(store, "resp_2")
+    await append(store, "resp_1", spoken("resp_1", "a"))
+    await store.append_all([Batch(SESSION, [Write("resp_1", [spoken("resp_1", "b")])])])
+    await append(store, "resp_1", done("resp_1"))
+    for one in (told, other):
+        await one.until(len)
+        assert [notice.first for notice in one.appended("resp_1")] == [3]
 
 
 async def test_every_watcher_is_told(store: Store) -> None:
@@ -814,8 +909,6 @@ async def test_standings_of_many(store: Store) -> None:
 # --- expiry, erasure, and sessions that are not there --------------------------------------------------------------
 
 Use = Callable[[Store, str], Coroutine[Any, Any, Any]]
-DELTA = [Write("resp_1", [spoken("resp_1", "a")])]
-
 USES: dict[str, Use] = {
     "load": lambda store, name: store.load(name),
     "append": lambda store, name: store.append(name, DELTA),
@@ -830,8 +923,6 @@ CALLS: dict[str, Use] = {
     "viewers": lambda store, name: store.viewers(name),
     "erase": lambda store, name: store.erase(name),
 }
-MARGIN_S = TTL_S / 20 + 1
-"""A use moves a session's end at most so much less than its time to live: not every use moves it."""
 
 
 async def lose(subject: Subject, how: str) -> None:
@@ -874,6 +965,64 @@ async def test_sessions_expire_one_by_one(subject: Subject) -> None:
     with pytest.raises(NotFound):
         await subject.store.load(SESSION)
     await subject.store.load("sess_2")
+
+
+@pytest.mark.parametrize("ttl_s", [SHORT_S, 10 * TTL_S])
+@pytest.mark.parametrize("name", ["create", *USES])
+async def test_a_session_may_have_a_time_to_live_of_its_own(subject: Subject, name: str, ttl_s: float) -> None:
+    """It lives for so long after it was made, and after every use of it, whatever the store gives others."""
+    store = subject.store
+    await store.create(session("sess_own"), ttl_s)
+    if name in USES:
+        await subject.advance(ttl_s * 0.9)
+        await USES[name](store, "sess_own")
+    await subject.advance(ttl_s * 0.9)
+    assert await store.standings(["sess_own"]) != [None]
+    await subject.advance(ttl_s * 0.1 + 1)
+    assert await store.standings(["sess_own"]) == [None]
+
+
+async def test_load_tells_how_long_a_session_of_its_own_time_lives(subject: Subject) -> None:
+    """`expires_in_s` is about its own time to live, or what it is kept for beyond that."""
+    store = subject.store
+    await store.create(session("sess_own"), SHORT_S)
+    assert SHORT_S * 0.95 - 1 <= (await store.load("sess_own")).expires_in_s <= SHORT_S
+    await store.append("sess_own", DELTA, keep_s=TTL_S)
+    assert TTL_S - 1 <= (await store.load("sess_own")).expires_in_s <= TTL_S
+
+
+async def test_an_append_may_keep_a_session(subject: Subject) -> None:
+    """For so long from then it stays, with all that is in it, and not for ever."""
+    store = subject.store
+    await store.create(session("sess_own"), SHORT_S)
+    await store.append("sess_own", DELTA, record("e1"))
+    await store.join("sess_own", viewer("conn_1"))
+    await store.append("sess_own", [Write("resp_1", [done("resp_1")])], keep_s=TTL_S)
+    await subject.advance(TTL_S - SHORT_S - 1)
+    assert len(flat(await store.read("sess_own", "resp_1", 0, ALL))) == 2
+    assert await store.find_command("sess_own", "ann", "e1") == record("e1")
+    assert await store.viewers("sess_own") == [viewer("conn_1")]
+    await subject.advance(SHORT_S + 2)
+    assert await store.standings(["sess_own"]) == [None]
+
+
+async def test_keeping_for_less_changes_nothing(subject: Subject) -> None:
+    """A session that is kept for less than it lives anyway lives as long as after any use."""
+    store = subject.store
+    await store.append(SESSION, DELTA, keep_s=1.0)
+    await subject.advance(TTL_S - MARGIN_S)
+    assert (await store.standings([SESSION])) != [None]
+
+
+@pytest.mark.parametrize("name", USES)
+async def test_no_use_moves_an_end_back(subject: Subject, name: str) -> None:
+    """A session that is kept for longer than it lives is so after every use of it."""
+    store = subject.store
+    await store.create(session("sess_own"), SHORT_S)
+    await store.append("sess_own", DELTA, keep_s=TTL_S)
+    await USES[name](store, "sess_own")
+    await subject.advance(TTL_S - 1)
+    assert await store.standings(["sess_own"]) != [None]
 
 
 @pytest.mark.parametrize("how", ["expired", "erased"])
@@ -955,3 +1104,119 @@ async def test_a_watch_of_an_erased_session_may_end(store: Store) -> None:
     await store.erase(SESSION)
     await told.until(len)
     told.end()
+
+
+# --- unfinished tasks ----------------------------------------------------------------------------------------------
+
+DUE_S = 5.0
+AGAIN_S = 30.0
+IDLE_S = 2 * TTL_S + 86_400
+"""How long the index of a store lives in which sessions live for `TTL_S` and tasks for less."""
+
+
+def task(number: int = 1) -> TaskRef:
+    return TaskRef("sess_1", f"task_{number}", "analyse")
+
+
+async def test_a_task_is_looked_after_once_it_is_due(subject: Subject) -> None:
+    """Not before; it comes back as it was remembered."""
+    store, odd = subject.store, TaskRef("task_1", "task_1", "Größe: 'x' \0")
+    await store.track(odd, DUE_S)
+    await subject.advance(DUE_S - 1)
+    assert await store.overdue(AGAIN_S, 10) == []
+    await subject.advance(2)
+    assert await store.overdue(AGAIN_S, 10) == [odd]
+
+
+async def test_a_task_that_is_due_at_once(store: Store) -> None:
+    """It may be remembered so."""
+    await store.track(task(), 0.0)
+    assert await store.overdue(AGAIN_S, 10) == [task()]
+
+
+async def test_a_task_that_was_looked_after_is_due_again(subject: Subject) -> None:
+    """For as long as it is not untracked, after each `again_s`."""
+    await subject.store.track(task(), DUE_S)
+    await subject.advance(DUE_S + 1)
+    for _ in range(3):
+        assert await subject.store.overdue(AGAIN_S, 10) == [task()]
+        assert await subject.store.overdue(AGAIN_S, 10) == []
+        await subject.advance(AGAIN_S - 1)
+        assert await subject.store.overdue(AGAIN_S, 10) == []
+        await subject.advance(2)
+
+
+@pytest.mark.parametrize("due_s", [1.0, 60.0])
+async def test_tracking_again_moves_the_time(subject: Subject, due_s: float) -> None:
+    """Back or on; it is one task still."""
+    await subject.store.track(task(), DUE_S)
+    await subject.store.track(task(), due_s)
+    assert await subject.store.tracked() == 1
+    await subject.advance(due_s - 0.5)
+    assert await subject.store.overdue(AGAIN_S, 10) == []
+    await subject.advance(1)
+    assert await subject.store.overdue(AGAIN_S, 10) == [task()]
+
+
+async def test_a_task_that_is_untracked_is_forgotten(subject: Subject) -> None:
+    """Alone or among others; those that nobody remembers do no harm."""
+    store = subject.store
+    for number in range(4):
+        await store.track(task(number), DUE_S)
+    await store.untrack([task(0)])
+    await store.untrack([task(0), task(2), task(9)])
+    await store.untrack([])
+    assert await store.tracked() == 2
+    await subject.advance(DUE_S + 1)
+    assert await store.overdue(AGAIN_S, 10) == [task(1), task(3)]
+
+
+async def test_those_that_have_waited_longest_come_first(subject: Subject) -> None:
+    """So many at a time as are asked for, until all had their turn."""
+    store = subject.store
+    for number in (3, 1, 4, 0, 2):
+        await store.track(task(number), float(number))
+    await subject.advance(10)
+    assert await store.overdue(AGAIN_S, 2) == [task(0), task(1)]
+    assert await store.overdue(AGAIN_S, 2) == [task(2), task(3)]
+    assert await store.overdue(AGAIN_S, 2) == [task(4)]
+    assert await store.overdue(AGAIN_S, 2) == []
+
+
+async def test_of_many_that_look_one_gets_each(store: Store) -> None:
+    """However many ask at once."""
+    for number in range(20):
+        await store.track(task(number), 0.0)
+    found = await asyncio.gather(*(store.overdue(AGAIN_S, 3) for _ in range(10)))
+    assert sorted(one for some in found for one in some) == sorted(task(number) for number in range(20))
+
+
+async def test_tasks_are_apart(store: Store) -> None:
+    """Another session's, another id, another name: another task."""
+    others = [TaskRef("sess_2", "task_1", "analyse"), TaskRef("sess_1", "task_1", "summarise"), task(2)]
+    for one in [task(1), *others]:
+        await store.track(one, 0.0)
+    await store.untrack([task(1)])
+    assert sorted(await store.overdue(AGAIN_S, 10)) == sorted(others)
+
+
+async def test_a_task_outlives_its_session_in_the_index(subject: Subject) -> None:
+    """It names a session that may not be there yet, or any more: somebody has to find that out."""
+    await subject.store.track(TaskRef("sess_none", "task_1", "analyse"), 0.0)
+    await subject.store.erase(SESSION)
+    await subject.advance(TTL_S + 1)
+    assert len(await subject.store.overdue(AGAIN_S, 10)) == 1
+
+
+@pytest.mark.parametrize("use", ["track", "overdue"])
+async def test_the_index_lives_while_it_is_used(subject: Subject, use: str) -> None:
+    """It is used by whoever remembers a task, or looks for one; unused for its whole time it is forgotten."""
+    store = subject.store
+    await store.track(task(), IDLE_S)
+    await subject.advance(IDLE_S - 10)
+    await (store.track(task(2), IDLE_S) if use == "track" else store.overdue(AGAIN_S, 10))
+    await subject.advance(IDLE_S - 10)
+    assert await store.tracked() == 1 + (use == "track")
+    await subject.advance(11)
+    assert await store.tracked() == 0
+    assert await store.overdue(AGAIN_S, 10) == []

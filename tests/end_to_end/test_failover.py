@@ -272,8 +272,10 @@ def deaf_after_appending(server: RunningServer) -> Iterator[None]:
     store = server.engine.store
     append = store.append
 
-    async def lossy(session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
-        await append(session_id, writes, command)
+    async def lossy(
+        session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
+        await append(session_id, writes, command, keep_s=keep_s)
         raise StoreError("store_unavailable", "The store did not answer.", retry_after_ms=1000)
 
     with mock.patch.object(store, "append", lossy):

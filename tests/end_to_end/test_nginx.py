@@ -185,6 +185,56 @@ async def test_nothing_is_buffered_even_if_nobody_says_so() -> None:
             assert await anext(pieces) == b"two"
 
 
+async def test_the_events_of_a_task_are_not_buffered() -> None:
+    """Each piece of a task's own stream arrives while the model is still being held back."""
+    model = Model()
+    visit = {"conversation": [{"role": "user", "content": "It hurts."}]}
+    async with running_server(model) as server, nginx(server.port) as proxy, http(proxy) as client:
+        made = await client.post("/v1/tasks/clinical_note", json=visit)
+        async with asyncio.timeout(PATIENCE_S), client.stream("GET", made.headers["location"] + "/events") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            turn = await model.turn()
+            lines = response.aiter_lines()
+            for piece in ("one ", "two "):
+                turn.say(piece)
+                assert await said_in(lines, piece)
+        assert (await client.delete(made.headers["location"])).status_code == 202
+
+
+async def said_in(lines: AsyncIterator[str], piece: str) -> bool:
+    """Whether a piece of text comes, however it is joined with what comes before."""
+    async for line in lines:
+        if line.startswith("data: ") and piece in json.loads(line.removeprefix("data: ")).get("delta", ""):
+            return True
+    return False
+
+
+TASKS = ("/v1/tasks/analyse", "/v1/analyse", "/v1/summarise")
+
+
+@pytest.mark.parametrize("path", TASKS)
+async def test_what_makes_a_task_is_not_sent_twice(path: str) -> None:
+    """An instance that died over it may have made the task. One that drains has not: the other one is asked."""
+    async with Dying() as dying, Upstream() as other, nginx(dying.port, other.port) as proxy, http(proxy) as client:
+        statuses = [(await client.post(path, content=BODY)).status_code for _ in range(8)]
+        assert len(dying.requests) + len(other.requests) == len(statuses)
+        assert (statuses.count(502), statuses.count(200)) == (len(dying.requests), len(other.requests))
+        assert dying.requests
+    async with refusing() as draining, Upstream() as other, nginx(draining.port, other.port) as proxy:
+        async with http(proxy) as client:
+            assert [(await client.post(path, content=BODY)).status_code for _ in range(8)] == [200] * 8
+        assert draining.requests
+
+
+@pytest.mark.parametrize("path", TASKS)
+async def test_an_input_of_a_task_may_be_as_large_as_the_server_allows(path: str) -> None:
+    """And no larger."""
+    limit = Settings().max_body_bytes
+    async with Upstream() as upstream, nginx(upstream.port) as proxy, http(proxy) as client:
+        assert (await client.post(path, content=b"x" * limit)).status_code == 200
+        assert (await client.post(path, content=b"x" * (limit + 1))).status_code == 413
+
+
 async def test_a_stop_ends_in_time_whatever_is_going_on() -> None:
     """A connection that would last for hours is closed when the workers' time to shut down is over."""
     short = {"worker_shutdown_timeout 10s": "worker_shutdown_timeout 1s"}

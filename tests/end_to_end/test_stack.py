@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import httpx
+
 from tests.end_to_end import PATIENCE_S
 from tests.support.client import attached
 from tests.support.deployment import (
@@ -22,7 +24,7 @@ from tests.support.deployment import (
     services,
     words,
 )
-from tests.support.instance import Instance, process
+from tests.support.instance import START_S, Instance, process
 from tests.support.model_server import ModelServer
 from tests.support.nginx import Nginx, nginx
 from tests.support.ports import free_port
@@ -40,6 +42,7 @@ class Stack:
     model: ModelServer
     redis: RedisServer
     instances: list[Instance]
+    worker: Instance
     nginx: Nginx
 
 
@@ -49,13 +52,13 @@ async def running_stack(*scenario: Text | Gate | Stop) -> AsyncIterator[Stack]:
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(ModelServer(default=Scenario(scenario)))
         redis = await stack.enter_async_context(running_redis())
-        contexts = [running_instance(name, redis, model) for name in INSTANCES]
-        instances = list(await asyncio.gather(*map(stack.enter_async_context, contexts)))
+        contexts = [running_worker(redis, model), *(running_instance(name, redis, model) for name in INSTANCES)]
+        worker, *instances = await asyncio.gather(*map(stack.enter_async_context, contexts))
         ports = [one.port for one in instances]
         name, *options = SERVICES["nginx"]["entrypoint"]
         assert name == "nginx"
         proxy = await stack.enter_async_context(nginx(*ports, options=options))
-        yield Stack(model, redis, instances, proxy)
+        yield Stack(model, redis, instances, worker, proxy)
 
 
 @asynccontextmanager
@@ -72,6 +75,23 @@ async def running_redis() -> AsyncIterator[RedisServer]:
 @asynccontextmanager
 async def running_instance(name: str, redis: RedisServer, model: ModelServer) -> AsyncIterator[Instance]:
     """An instance with the command and the environment of its service, but for addresses."""
+    async with running_service(name, redis, model) as one:
+        await one.up()
+        yield one
+
+
+@asynccontextmanager
+async def running_worker(redis: RedisServer, model: ModelServer) -> AsyncIterator[Instance]:
+    """The worker, likewise."""
+    async with running_service("worker", redis, model) as one:
+        async with asyncio.timeout(START_S):
+            await one.logged("worker started")
+        yield one
+
+
+@asynccontextmanager
+async def running_service(name: str, redis: RedisServer, model: ModelServer) -> AsyncIterator[Instance]:
+    """The process of a service that is made of the image; it may not be up yet."""
     here = {"redis:6379": f"127.0.0.1:{redis.port}"}
     variables = {
         **image_environment(),
@@ -83,7 +103,6 @@ async def running_instance(name: str, redis: RedisServer, model: ModelServer) ->
     }
     assert words("ENTRYPOINT") == ["realtime"]
     async with process([sys.executable, "-m", "realtime", *SERVICES[name]["command"]], variables) as one:
-        await one.up()
         yield one
 
 
@@ -181,16 +200,35 @@ async def test_it_streams_an_answer() -> None:
         assert [key for key in keys if await stack.redis.command("PTTL", key) < 0] == []
 
 
+async def test_a_task_goes_all_the_way() -> None:
+    """A viewer asks for it through nginx, the worker does it, and the viewer sees it begin while the model still holds
+    it up; over HTTP it is told as the viewer has seen it."""
+    gate = Gate()
+    async with running_stack(gate, Text("In short: all is well."), Stop()) as stack:
+        async with asyncio.timeout(PATIENCE_S), attached(stack.nginx) as client:
+            await client.send("task.create", task_id="mine", name="summarise", input={"text": "A long document."})
+            assert (await client.until("task.started"))["attempt"] == 1
+            gate.open()
+            assert (await client.until("task.progress"))["progress"] == 1
+            done = await client.until("task.done")
+            assert (done["status"], done["result"]["summary"]) == ("complete", "In short: all is well.")
+            async with httpx.AsyncClient(base_url=stack.nginx.url, trust_env=False) as http:
+                shown = (await http.get(f"/v1/sessions/{client.session_id}/tasks/mine")).json()
+            assert (shown["status"], shown["attempt"], shown["result"]) == ("complete", 1, done["result"])
+
+
 async def test_it_ends_in_order() -> None:
-    """As `docker compose down` ends it: nginx first, then the instances, then Redis, each by its signal."""
+    """As `docker compose down` ends it: nginx first, then the instances and the worker, then Redis, each by its
+    signal."""
     async with running_stack(Text("one"), Stop()) as stack:
         async with attached(stack.nginx) as client:
             assert await client.answer() == "one"
         assert await stack.nginx.quit() == 0
-        for one in stack.instances:
+        servers = [*stack.instances, stack.worker]
+        for one in servers:
             one.terminate()
         async with asyncio.timeout(30):
-            assert [await one.exit_status() for one in stack.instances] == [0, 0]
+            assert [await one.exit_status() for one in servers] == [0, 0, 0]
         await stack.redis.terminate()
 
 

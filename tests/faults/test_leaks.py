@@ -103,14 +103,14 @@ async def test_many_sessions_leave_nothing(at_once: int) -> None:
         async with running_server(responder) as server:
             engine = server.engine
             objects = alive()
-            tasks, background = len(asyncio.all_tasks()), len(engine._tasks)
+            tasks, background = len(asyncio.all_tasks()), len(engine._background._tasks)
             descriptors = len(open_descriptors())
             for _ in range(CYCLES // at_once):
                 await asyncio.gather(*(cycle(server, chance) for _ in range(at_once)))
             await settled(lambda: not (engine._running or server.busy_sessions or model.active))
-            await settled(lambda: len(engine._tasks) == background and len(asyncio.all_tasks()) <= tasks)
+            await settled(lambda: len(engine._background._tasks) == background and len(asyncio.all_tasks()) <= tasks)
             assert (engine._running, server.busy_sessions, model.active) == ({}, 0, [])
-            assert (len(engine._tasks), engine.hub._sessions) == (background, {})
+            assert (len(engine._background._tasks), engine.hub._sessions) == (background, {})
             kept = model.connections  # the SDK's pool keeps what it can use again
             await settled(lambda: len(open_descriptors()) <= descriptors + 2 * kept)
             assert len(open_descriptors()) <= descriptors + 2 * kept

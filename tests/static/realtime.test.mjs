@@ -442,6 +442,43 @@ test("closed while its token is awaited, it never connects", async (t) => {
   assert.equal(browser.sockets.length, 0);
 });
 
+test("a task is resumed where it was, and told in its own events", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const told = listen(session, "task.progress", "task.output_text.delta", "task.done");
+  const [socket] = browser.sockets;
+  socket.deliver({ type: "task.created", seq: 1, task: { id: "task_1", name: "count", status: "pending" } });
+  socket.lose(1006);
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[1].after, "session:1,task_1:0");
+  browser.sockets[1].attach();
+  const progress = { type: "task.progress", task_id: "task_1", seq: 3, merged: 3, attempt: 1, progress: 2, total: 3 };
+  const written = { type: "task.output_text.delta", task_id: "task_1", seq: 4, attempt: 1, delta: "one" };
+  for (const event of [progress, written]) browser.sockets[1].deliver(event);
+  browser.sockets[1].lose(1006);
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[2].after, "session:1,task_1:4");
+  browser.sockets[2].attach();
+  const ended = { type: "task.done", task_id: "task_1", seq: 5, status: "complete", result: 3 };
+  browser.sockets[2].deliver(ended);
+  browser.sockets[2].lose(1006);
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[3].after, "session:1");
+  assert.deepEqual(told.map(([, event]) => event), [progress, written, ended]);
+});
+
+test("a task whose store has lost what was shown of it begins anew", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const [socket] = browser.sockets;
+  socket.deliver({ type: "task.created", seq: 1, task: { id: "task_1" } });
+  socket.deliver({ type: "task.started", task_id: "task_1", seq: 1, attempt: 1 });
+  socket.deliver({ type: "task.started", task_id: "task_1", seq: 1, attempt: 1, reset: true });
+  assert.equal(session.positions.get("task_1"), 1);
+  assert.equal(session.state, "open");
+  assert.equal(session.responses.size, 0);
+});
+
 // --- commands -------------------------------------------------------------------------------------------
 
 test("respond asks for an answer under an id that is known at once", async (t) => {
@@ -517,6 +554,18 @@ test("a cancel is done with once its response is", async (t) => {
   browser.sockets[0].deliver(done("resp_1", 1));
   session.cancel("resp_1");
   assert.equal(browser.sockets[0].sent.length, 1);
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  browser.sockets[1].attach();
+  assert.deepEqual(browser.sockets[1].sent, []);
+});
+
+test("a cancel is done with once its task is", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  browser.sockets[0].deliver({ type: "task.created", seq: 1, task: { id: "task_1" } });
+  session.send({ type: "task.cancel", task_id: "task_1" });
+  browser.sockets[0].deliver({ type: "task.done", task_id: "task_1", seq: 1, status: "complete" });
   browser.sockets[0].lose(1006);
   await browser.clock.pass(1_000);
   browser.sockets[1].attach();

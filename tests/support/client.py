@@ -39,8 +39,8 @@ class Server(Protocol):
 class Transcript:
     """What one reader has applied of a session, over any number of connections.
 
-    `apply` checks that positions are contiguous, that channels are created before they speak, and that nothing comes
-    after an end.
+    `apply` checks that positions are contiguous, that channels are created before they speak, that nothing comes after
+    an end, that a task's attempts count up, and that within one its progress never goes backwards.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,9 @@ class Transcript:
         self.texts: dict[str, str] = defaultdict(str)
         self.reasonings: dict[str, str] = defaultdict(str)
         self.done: dict[str, Event] = {}
+        self.attempts: dict[str, int] = {}
+        self.progress: dict[str, float] = {}
+        """Of each task, in its newest attempt."""
         self.items: list[Event] = []
         self.events: list[Event] = []
 
@@ -79,9 +82,23 @@ class Transcript:
                 self.texts[channel] += event["delta"]
             case "response.reasoning.delta":
                 self.reasonings[channel] += event["delta"]
-            case "response.done":
+            case "response.done" | "task.done":
                 self.done[channel] = event
                 del self.positions[channel]
+            case "task.created":
+                self.positions.setdefault(event["task"]["id"], 0)
+            case "task.started":
+                assert event["attempt"] > self.attempts.get(channel, 0), event
+                self.attempts[channel] = event["attempt"]
+                self.texts[channel] = ""
+                self.progress.pop(channel, None)
+            case "task.progress":
+                assert event["attempt"] == self.attempts[channel], event
+                assert event["progress"] >= self.progress.get(channel, event["progress"]), event
+                self.progress[channel] = event["progress"]
+            case "task.output_text.delta":
+                assert event["attempt"] == self.attempts[channel], event
+                self.texts[channel] += event["delta"]
             case "conversation.item.created":
                 self.items.append(event["item"])
             case _:

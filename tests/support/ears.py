@@ -23,6 +23,11 @@ class Ears:
         self.lost: list[str] = []
         self.tasks: set[asyncio.Task[None]] = set()
 
+    def followed(self, live: LiveSession) -> list[str]:
+        """What runs elsewhere, as an engine says."""
+        responses = [one.id for one in live.state.unfinished.values() if one.running and one.instance != self.instance]
+        return responses + [task.id for task in live.state.unfinished_tasks.values() if task.running]
+
     def changed(self, live: LiveSession) -> None:
         """Something happened to a session."""
         self.told.append(live)

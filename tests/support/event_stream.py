@@ -85,9 +85,9 @@ def connections_of(server: RunningServer) -> Connections:
 
 
 @asynccontextmanager
-async def http_client() -> AsyncIterator[httpx.AsyncClient]:
+async def http_client(*, base_url: str = "") -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client that waits for a while, and asks no proxy."""
-    async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=20) as client:
         yield client
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -46,9 +46,11 @@ class RunningServer:
 
 @asynccontextmanager
 async def running_server(responder: Responder = demo, **settings: Any) -> AsyncIterator[RunningServer]:
-    """A server with `responder` and `settings` (any field of `Settings`); any model may be asked for."""
+    """A server with `responder` and `settings`: any field of `Settings`, and `functions`, the tasks of the application.
+    Any model may be asked for."""
+    functions: Sequence[Callable[..., Any]] = settings.pop("functions", ())
     chosen = Settings(**{"port": 0, "allowed_models": ("*",), "drain_s": 1, **settings})
-    app = create_app(responder, chosen)
+    app = create_app(responder, chosen, tasks=functions)
     listener = listen(chosen)
     server = make_server(app, chosen)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

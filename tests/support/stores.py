@@ -15,6 +15,7 @@ from realtime.store.base import (
     Notice,
     Snapshot,
     Standing,
+    TaskRef,
     Unwatch,
     Viewer,
     Write,
@@ -71,6 +72,7 @@ class Elsewhere(MemoryStore):
         super().__init__(session_ttl_s=store._ttl_s, max_session_bytes=store._max_bytes, clock=store._clock)
         self._sessions = store._sessions
         self._instances = store._instances
+        self._tasks = store._tasks
         self._listeners = store._listeners
 
 
@@ -112,10 +114,12 @@ class Late(Elsewhere):
 
         return stop
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         """As the store's: what was done here is heard here at once."""
         with self._telling():
-            await super().append(session_id, writes, command)
+            await super().append(session_id, writes, command, keep_s=keep_s)
 
     async def join(self, session_id: str, viewer: Viewer) -> None:
         """The same."""
@@ -161,10 +165,12 @@ class Slow(Elsewhere):
         super().__init__(store)
         self.turns = turns
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         """As the store's, in some turns, and known some turns after."""
         await self._travel()
-        await super().append(session_id, writes, command)
+        await super().append(session_id, writes, command, keep_s=keep_s)
         await self._travel()
 
     async def load(self, session_id: str) -> Snapshot:
@@ -212,31 +218,33 @@ class Faulty(Elsewhere):
         super().__init__(store)
         self.faults: list[str] = []
         self.is_down = False
-        self.under_way: list[tuple[str, Sequence[Write], CommandRecord | None]] = []
+        self.under_way: list[tuple[str, Sequence[Write], CommandRecord | None, float]] = []
         self.appends = 0
 
-    async def append(self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None) -> None:
+    async def append(
+        self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
+    ) -> None:
         """As the store's, but for the faults."""
         self._answer()
         self.appends += 1
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "late":
-            self.under_way.append((session_id, writes, command))
+            self.under_way.append((session_id, writes, command, keep_s))
         elif fault == "untold":
             told, self._listeners = self._listeners, {}
-            await super().append(session_id, writes, command)
+            await super().append(session_id, writes, command, keep_s=keep_s)
             self._listeners = told
         elif fault != "before":
-            await super().append(session_id, writes, command)
+            await super().append(session_id, writes, command, keep_s=keep_s)
         if fault:
             raise unavailable()
 
     async def land(self) -> None:
         """Let the oldest append have its effect that was under way, or be refused."""
         if self.under_way:
-            session_id, writes, command = self.under_way.pop(0)
+            session_id, writes, command, keep_s = self.under_way.pop(0)
             try:
-                await super().append(session_id, writes, command)
+                await super().append(session_id, writes, command, keep_s=keep_s)
             except Exception:  # nobody waits for the answer any more
                 return
 
@@ -294,6 +302,26 @@ class Faulty(Elsewhere):
         """As the store's."""
         self._answer()
         return await super().living(instances)
+
+    async def track(self, task: TaskRef, due_s: float) -> None:
+        """As the store's."""
+        self._answer()
+        await super().track(task, due_s)
+
+    async def untrack(self, tasks: Sequence[TaskRef]) -> None:
+        """As the store's."""
+        self._answer()
+        await super().untrack(tasks)
+
+    async def overdue(self, again_s: float, limit: int) -> list[TaskRef]:
+        """As the store's."""
+        self._answer()
+        return await super().overdue(again_s, limit)
+
+    async def tracked(self) -> int:
+        """As the store's."""
+        self._answer()
+        return await super().tracked()
 
     def _answer(self) -> None:
         if self.is_down:

@@ -1,0 +1,146 @@
+"""Makes, out of the settings, the parts that a server and a worker are both composed of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from msgspec import Struct
+
+from realtime.call import ModelSettings
+from realtime.errors import StoreError
+from realtime.journal import Journal
+from realtime.lease import Lease
+from realtime.observe.loop_watch import LoopWatch
+from realtime.offload import Offloader
+from realtime.protocol import new_id
+from realtime.responders.base import Responder
+from realtime.responders.choose import choose
+from realtime.settings import Settings, SettingsError
+from realtime.store.base import Store
+from realtime.store.memory import MemoryStore
+from realtime.tasks.builtin import BUILTIN_TASKS
+from realtime.tasks.desk import LOOKS_PER_TTL
+from realtime.tasks.local import LocalQueue
+from realtime.tasks.queue import Queue
+from realtime.tasks.registry import MARK, Registry, tasks_in
+from realtime.tasks.run import Kit
+from realtime.tasks.sweeper import Sweeper
+from realtime.tasks.worker import Worker
+
+RESIGN_S = 0.5
+"""How long an instance that ends waits for a store that does not answer."""
+SWEEP_S = 30.0
+"""How often an unfinished task is looked after, at the least."""
+
+
+class Parts(Struct, frozen=True):
+    """The parts, not entered yet."""
+
+    store: Store
+    model: ModelSettings
+    registry: Registry
+    queue: Queue
+    journal: Journal
+    lease: Lease
+    sweeper: Sweeper
+
+
+def make_parts(settings: Settings, responder: Responder | None, tasks: Sequence[Callable[..., Any]]) -> Parts:
+    """The parts that `settings` mean. Raises `SettingsError`, and `ValueError` for a function that is no task."""
+    store = _store(settings)
+    registry = _registry(settings, tasks)
+    queue = _queue(settings, registry)
+    shortest_s = _shortest_ttl_s(settings)
+    return Parts(
+        store=store,
+        model=_model(settings, responder),
+        registry=registry,
+        queue=queue,
+        journal=Journal(store, interval_s=settings.journal_interval_ms / 1000),
+        lease=Lease(store, new_id("inst"), lease_s=settings.lease_s),
+        sweeper=Sweeper(store, queue, again_s=min(SWEEP_S, shortest_s / LOOKS_PER_TTL)),
+    )
+
+
+def make_worker(parts: Parts, settings: Settings) -> Worker:
+    """What runs tasks."""
+    kit = Kit(parts.registry, parts.journal, parts.lease, parts.model, ttl_s=settings.task_ttl_s)
+    return Worker(parts.store, parts.queue, kit, ttl_s=_shortest_ttl_s(settings))
+
+
+@asynccontextmanager
+async def entered(parts: Parts, settings: Settings) -> AsyncIterator[None]:
+    """Have the parts work for as long as the block lasts; at its end the instance's lease is given back."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(LoopWatch(settings.loop_block_ms / 1000))
+        await stack.enter_async_context(Offloader())
+        await stack.enter_async_context(parts.store)
+        if isinstance(parts.model.responder, AbstractAsyncContextManager):
+            await stack.enter_async_context(parts.model.responder)
+        await stack.enter_async_context(parts.queue)
+        stack.push_async_callback(_resign, parts.store, parts.lease.instance)
+        yield
+
+
+async def _resign(store: Store, instance: str) -> None:
+    with suppress(StoreError, TimeoutError):  # then its lease runs out
+        async with asyncio.timeout(RESIGN_S):
+            await store.resign(instance)
+
+
+def _store(settings: Settings) -> Store:
+    limits: dict[str, Any] = {
+        "session_ttl_s": settings.session_ttl_s,
+        "task_ttl_s": settings.task_ttl_s,
+        "max_session_bytes": settings.max_session_bytes,
+    }
+    if not settings.redis_url:
+        return MemoryStore(**limits)
+    from realtime.store.redis import RedisStore  # its client is loaded only where it is used
+
+    return RedisStore(settings.redis_url, **limits)
+
+
+def _registry(settings: Settings, tasks: Sequence[Callable[..., Any]]) -> Registry:
+    """The tasks of the settings and of the application, and the built-in ones that neither has one's name of."""
+    try:
+        own = [*tasks, *(found := tasks_in(settings.tasks))]
+    except Exception as error:  # whatever somebody's module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"REALTIME_TASKS={','.join(settings.tasks)!r} can't be imported: {reason}") from error
+    if settings.tasks and not found:
+        raise SettingsError(f"REALTIME_TASKS={','.join(settings.tasks)!r} has no task: use the decorator realtime.task")
+    names = {getattr(function, MARK).name for function in own if hasattr(function, MARK)}
+    return Registry([*own, *(one for one in BUILTIN_TASKS if getattr(one, MARK).name not in names)])
+
+
+def _queue(settings: Settings, registry: Registry) -> Queue:
+    definitions = list(registry.definitions.values())
+    url = settings.queue_redis_url or settings.redis_url
+    if not settings.redis_url:
+        return LocalQueue(definitions, slots=settings.worker_slots)
+    from realtime.tasks.saq_queue import SaqQueue  # as above
+
+    ttl_s = max(settings.task_ttl_s, settings.session_ttl_s)
+    return SaqQueue(url, definitions, slots=settings.worker_slots, lease_s=settings.lease_s, ttl_s=ttl_s)
+
+
+def _model(settings: Settings, responder: Responder | None) -> ModelSettings:
+    default_model = "default"
+    if responder is None:
+        responder, default_model = choose(settings)
+    return ModelSettings(
+        responder=responder,
+        default_model=settings.model or default_model,
+        max_output_tokens=settings.max_output_tokens,
+        context_tokens=settings.model_context_tokens,
+        truncation=settings.truncation,
+        idle_timeout_s=settings.upstream_idle_timeout_s,
+    )
+
+
+def _shortest_ttl_s(settings: Settings) -> float:
+    return min(settings.session_ttl_s, settings.task_ttl_s)

@@ -1,0 +1,1 @@
+"""Background tasks: what takes longer than a request may, and goes on when nobody looks."""

@@ -1,0 +1,157 @@
+"""Tasks over HTTP: those that belong to no session under `/v1/tasks`, a session's under it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from realtime.call import ModelSettings
+from realtime.connections import Connections
+from realtime.engine import Engine
+from realtime.errors import ConflictError, InvalidRequest, NotFound, task_not_found
+from realtime.http import Headers, read_body, send_answer, send_json, while_connected
+from realtime.live import LiveSession
+from realtime.opening import ANONYMOUS
+from realtime.protocol import SESSION_CHANNEL, TaskCancel, TaskCreated, is_task_id
+from realtime.sessions import answer, session_id_in
+from realtime.tasks.context import Model
+from realtime.tasks.record import TaskRecord, read_record
+from realtime.tasks.registry import Registry
+from realtime.tasks.stream import TaskStream, read_position
+from realtime.tasks.summarise import Document, summarise, summary_of
+
+RESPOND_ASYNC = b"respond-async"
+SUMMARISER = Registry([summarise])
+"""Checks what `/v1/summarise` is given, whatever an application has made of the task of that name."""
+
+
+class TaskEndpoints:
+    """The endpoints, each of them an ASGI application. `model` is what `/v1/summarise` asks."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        connections: Connections,
+        model: ModelSettings,
+        *,
+        max_body_bytes: int,
+        send_timeout_s: float,
+    ) -> None:
+        self._engine = engine
+        self._connections = connections
+        self._model = model
+        self._max_body_bytes = max_body_bytes
+        self._send_timeout_s = send_timeout_s
+
+    async def task(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST` makes a task of that name, `GET` shows the task of that id, `DELETE` cancels it."""
+        match scope["method"]:
+            case "POST":
+                await answer(self._create(scope["path_params"]["task_id"], receive, send), send)
+            case "GET":
+                await answer(self._show(scope, send), send)
+            case _:
+                await answer(self._cancel(scope, send), send)
+
+    async def result(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """`GET` answers with a task's result, whole."""
+        await answer(self._result(scope, send), send)
+
+    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET` streams a task's channel."""
+        await answer(self._stream(scope, receive, send), send)
+
+    async def analyse(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/analyse` makes the task of that name."""
+        await answer(self._create("analyse", receive, send), send)
+
+    async def summarise(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/summarise` answers with a summary, or with the task that makes it where the client prefers that.
+        Hanging up cancels the model calls."""
+        prefers = b",".join(value for name, value in scope["headers"] if name == b"prefer").lower()
+        if RESPOND_ASYNC in {one.partition(b";")[0].strip() for one in prefers.split(b",")}:
+            applied = [(b"preference-applied", RESPOND_ASYNC)]
+            await answer(self._create("summarise", receive, send, applied), send)
+        else:
+            await answer(self._summarise(receive, send), send)
+
+    async def _create(self, name: str, receive: Receive, send: Send, headers: Headers | None = None) -> None:
+        self._connections.check_open()
+        given = _json(await read_body(receive, self._max_body_bytes))
+        task_id = await self._engine.create_task(ANONYMOUS, name, given)
+        location = (b"location", f"/v1/tasks/{task_id}".encode())
+        body = {"task_id": task_id, "status": "pending"}
+        await send_json(send, body, status=202, headers=[location, *(headers or ())])
+
+    async def _show(self, scope: Scope, send: Send) -> None:
+        async with self._task(scope) as (live, task_id):
+            created = await self._created(live, task_id)
+            record = await self._record(live, task_id)
+        await send_json(send, record.snapshot(created))
+
+    async def _cancel(self, scope: Scope, send: Send) -> None:
+        async with self._task(scope) as (live, task_id):
+            await self._engine.execute(live, TaskCancel(task_id=task_id), ANONYMOUS)
+        await send_json(send, {"task_id": task_id, "accepted": True}, status=202)
+
+    async def _result(self, scope: Scope, send: Send) -> None:
+        async with self._task(scope) as (live, task_id):
+            record = await self._record(live, task_id)
+        if record.done is None or record.done.result_json is None:
+            raise ConflictError("no_result", "The task has no result, or none yet.", param="task_id")
+        headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        await send_answer(send, 200, headers, record.done.result_json.encode())
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._connections.check_open()
+        async with self._task(scope) as (live, task_id):
+            stream = TaskStream(live, task_id, send, send_timeout_s=self._send_timeout_s)
+            await stream.open(read_position(scope, task_id))
+            await while_connected(receive, stream.run())
+
+    async def _summarise(self, receive: Receive, send: Send) -> None:
+        self._connections.check_open()
+        given = _json(await read_body(receive, self._max_body_bytes))
+        document = msgspec.json.decode(SUMMARISER.check("summarise", given), type=Document)
+
+        async def work() -> None:
+            await send_json(send, await summary_of(document.text, Model(self._model)))
+
+        await while_connected(receive, work())
+
+    @asynccontextmanager
+    async def _task(self, scope: Scope) -> AsyncIterator[tuple[LiveSession, str]]:
+        """The session of the task that a path names, and the task's id. Raises `NotFound`."""
+        task_id: str = scope["path_params"]["task_id"]
+        is_alone = "session_id" not in scope["path_params"]
+        if is_alone and not is_task_id(task_id):
+            raise task_not_found()
+        try:
+            async with self._engine.hub.use(task_id if is_alone else session_id_in(scope)) as live:
+                if task_id not in live.state.tasks:
+                    await live.refresh()
+                if task_id not in live.state.tasks:
+                    raise task_not_found()
+                yield live, task_id
+        except NotFound as error:
+            raise task_not_found() if is_alone else error from None
+
+    async def _created(self, live: LiveSession, task_id: str) -> TaskCreated:
+        position = live.state.tasks[task_id].position
+        [created, *_] = await live.store.read(live.id, SESSION_CHANNEL, position - 1, 1)
+        assert isinstance(created, TaskCreated)
+        return created
+
+    async def _record(self, live: LiveSession, task_id: str) -> TaskRecord:
+        return await read_record(live.store, live.id, task_id)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise InvalidRequest("invalid_json", "The body is not JSON.") from None
