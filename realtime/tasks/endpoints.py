@@ -16,10 +16,10 @@ from realtime.errors import ConflictError, InvalidRequest, NotFound, task_not_fo
 from realtime.http import Headers, read_body, send_answer, send_json, while_connected
 from realtime.live import LiveSession
 from realtime.opening import ANONYMOUS
-from realtime.protocol import SESSION_CHANNEL, TaskCancel, TaskCreated, is_task_id
+from realtime.protocol import TaskCancel, is_task_id
 from realtime.sessions import answer, session_id_in
 from realtime.tasks.context import Model
-from realtime.tasks.record import TaskRecord, read_record
+from realtime.tasks.record import read_created, read_record
 from realtime.tasks.registry import Registry
 from realtime.tasks.stream import TaskStream, read_position
 from realtime.tasks.summarise import Document, summarise, summary_of
@@ -89,8 +89,8 @@ class TaskEndpoints:
 
     async def _show(self, scope: Scope, send: Send) -> None:
         async with self._task(scope) as (live, task_id):
-            created = await self._created(live, task_id)
-            record = await self._record(live, task_id)
+            created = await read_created(live.store, live.id, live.state.tasks[task_id].position)
+            record = await read_record(live.store, live.id, task_id)
         await send_json(send, record.snapshot(created))
 
     async def _cancel(self, scope: Scope, send: Send) -> None:
@@ -100,7 +100,7 @@ class TaskEndpoints:
 
     async def _result(self, scope: Scope, send: Send) -> None:
         async with self._task(scope) as (live, task_id):
-            record = await self._record(live, task_id)
+            record = await read_record(live.store, live.id, task_id)
         if record.done is None or record.done.result_json is None:
             raise ConflictError("no_result", "The task has no result, or none yet.", param="task_id")
         headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
@@ -139,15 +139,6 @@ class TaskEndpoints:
                 yield live, task_id
         except NotFound as error:
             raise task_not_found() if is_alone else error from None
-
-    async def _created(self, live: LiveSession, task_id: str) -> TaskCreated:
-        position = live.state.tasks[task_id].position
-        [created, *_] = await live.store.read(live.id, SESSION_CHANNEL, position - 1, 1)
-        assert isinstance(created, TaskCreated)
-        return created
-
-    async def _record(self, live: LiveSession, task_id: str) -> TaskRecord:
-        return await read_record(live.store, live.id, task_id)
 
 
 def _json(body: bytes) -> Any:

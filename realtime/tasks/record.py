@@ -10,6 +10,7 @@ from msgspec import Struct
 from realtime.log import Deltas, Entry, length
 from realtime.protocol import (
     MAX_FRAME_CHARS,
+    SESSION_CHANNEL,
     Failure,
     TaskCreated,
     TaskDone,
@@ -94,6 +95,13 @@ class TaskRecord:
             error=done.error if done else None,
             response_id=task.response_id,
         )
+
+
+async def read_created(store: Store, session_id: str, position: int) -> TaskCreated:
+    """The event that made a task, at its position in the session's channel; raises the store's errors."""
+    [created, *_] = await store.read(session_id, SESSION_CHANNEL, position - 1, 1)
+    assert isinstance(created, TaskCreated)
+    return created
 
 
 async def read_record(store: Store, session_id: str, task_id: str) -> TaskRecord:

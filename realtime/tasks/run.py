@@ -23,11 +23,11 @@ from realtime.lease import BEATS_PER_LEASE, Lease
 from realtime.live import RETRY_S, LiveSession
 from realtime.observe import logs, metrics
 from realtime.offload import offload
-from realtime.protocol import SESSION_CHANNEL, TaskCreated, TaskDone, TaskStarted, timestamp
+from realtime.protocol import TaskDone, TaskStarted, timestamp
 from realtime.store.base import PositionConflict, TaskRef, Write
 from realtime.tasks.context import Context, Model, TaskSession
 from realtime.tasks.outcome import completed, ended, failed, failure, is_final, out_of_time
-from realtime.tasks.record import TaskRecord, read_record
+from realtime.tasks.record import TaskRecord, read_created, read_record
 from realtime.tasks.registry import Registry
 from realtime.tasks.reporter import AttemptReporter
 from realtime.turn import STOP_TIMEOUT_S, answer_text
@@ -233,8 +233,7 @@ class Run:
 
     async def _input(self) -> str:
         position = self._live.state.tasks[self.task.task_id].position
-        [created, *_] = await self._live.store.read(self._live.id, SESSION_CHANNEL, position - 1, 1)
-        assert isinstance(created, TaskCreated)
+        created = await read_created(self._live.store, self._live.id, position)
         assert created.input is not None
         return created.input
 
