@@ -58,6 +58,14 @@ class InvalidRequest(RealtimeError):
     close_code = CloseCode.TOO_MANY_MALFORMED
 
 
+class AuthenticationError(RealtimeError):
+    """The client has not shown who it is, or not any more."""
+
+    type = "authentication_error"
+    status = 401
+    close_code = CloseCode.UNAUTHENTICATED
+
+
 class PermissionDenied(RealtimeError):
     """The client may not do this."""
 
@@ -94,6 +102,12 @@ class Unavailable(RateLimited):
 
     status = 503
     close_code = CloseCode.TRY_AGAIN_LATER
+
+
+class BudgetError(RateLimited):
+    """It would cost more than what is left of a budget."""
+
+    type = "budget_error"
 
 
 class UpstreamError(RealtimeError):

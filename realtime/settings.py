@@ -15,19 +15,19 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 GraceMs = Annotated[int, Meta(ge=0, le=3_600_000)]
 Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
-NOT_HERE_YET = ("REALTIME_AUTH_",)
-"""Settings that this version can't honour and that would be dangerous to pass over in silence."""
-
-
-SECRETS = frozenset({"redis_url", "queue_redis_url"})
-"""Settings whose values may hold a password, and are never shown."""
+SECRETS = frozenset({"auth_secret", "redis_url", "queue_redis_url", "seal_keys"})
+"""Settings whose values may hold a password or a key, and are never shown."""
 
 
 class SettingsError(Exception):
     """A setting is wrong. The text is one line: the setting, its value, what is allowed."""
 
 
+RATE = r"^\d{1,9}/(second|minute|hour|day)\Z"
+BUDGET = r"^(\d{1,12}/(hour|day))?\Z"
+JWKS_URL = r"^(https://\S+)?\Z"
 REDIS_URL = r"^(rediss?://([^@/]*@)?(\[[0-9a-fA-F:.]+\]|[^:@/?\[\]]+)(:\d{1,5})?(/\d{0,4})?(\?.*)?)?\Z"
 
 
@@ -56,6 +56,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where sessions are kept: `redis://…` or `rediss://…`, a server or a node of a cluster; empty: in this process."""
     queue_redis_url: Annotated[str, Meta(pattern=REDIS_URL)] = ""
     """Where tasks queue for workers, a single server; empty: where sessions are kept."""
+    seal_keys: tuple[str, ...] = ()
+    """Keys that all content in Redis is sealed with, as `name:key`, a key being 32 bytes in base64: the first one
+    seals, each of them opens. None: content stands in Redis as it is."""
     session_ttl_s: Seconds = 3600
     """How long a session is kept after its last use."""
     tasks: tuple[str, ...] = ()
@@ -68,10 +71,24 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a response does when its last viewer leaves."""
     disconnect_grace_ms: GraceMs = 0
     """How long a response waits for a viewer to come back."""
+    auth_secret: Annotated[str, Meta(min_length=32)] = ""
+    """The secret of HS256 tokens, at least 32 bytes. Without any `auth_` key everybody is `anonymous`."""
+    auth_public_key: str = ""
+    """The public key, in PEM, of RS256, ES256 or EdDSA tokens: the kind of the key says which."""
+    auth_jwks_url: Annotated[str, Meta(pattern=JWKS_URL)] = ""
+    """Where the public keys of such tokens are found: `https://…`."""
+    auth_audience: str = ""
+    """What tokens have to be made for; empty: anything."""
+    auth_issuer: str = ""
+    """Who has to have made them; empty: anybody."""
+    auth_revocation_s: Seconds = 86_400
+    """How long a revocation is remembered: at least as long as the longest life of a token."""
     allowed_hosts: tuple[str, ...] = ()
     """Names by which the server may be asked, beside the loopback names and `host`; `*` allows any."""
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may use the server, beside its own: `https://app.example.org`."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1",)
+    """Addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` count."""
     max_message_bytes: Positive = 65_536
     """The largest client message."""
     max_body_bytes: Positive = 2 * 1024 * 1024
@@ -80,6 +97,26 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most that a session's logs may hold; past it `session_full`."""
     max_connections: Positive = 10_000
     """Connections at once, on this instance."""
+    max_connections_per_user: Positive = 20
+    """Connections of one user at once, over all instances; of one address where users are anonymous."""
+    max_connections_per_address: Positive = 200
+    """Connections from one address at once, over all instances."""
+    max_responses_per_user: Positive = 4
+    """Responses and one-shot calls of one user at once, waiting ones too; of one address where users are anonymous."""
+    rate_responses: Annotated[str, Meta(pattern=RATE)] = "10/minute"
+    """How many responses a user may ask for; an address where users are anonymous. So with all rates but messages'."""
+    rate_oneshots: Annotated[str, Meta(pattern=RATE)] = "30/minute"
+    """How many one-shot calls."""
+    rate_tasks: Annotated[str, Meta(pattern=RATE)] = "30/minute"
+    """How many tasks."""
+    rate_messages: Annotated[str, Meta(pattern=RATE)] = "50/second"
+    """How many messages one connection may send."""
+    token_budget: Annotated[str, Meta(pattern=BUDGET)] = ""
+    """How many tokens, input and output together, a user may use: `200000/day`; empty: any number."""
+    session_token_budget: Count = 0
+    """How many tokens may be used in one session; 0: any number."""
+    prices: tuple[str, ...] = ()
+    """What models cost, in dollars for a million tokens: `model=input/output`, `*` for all others."""
     send_timeout_s: Seconds = 30
     """A reader that takes nothing for so long is closed with 4408."""
     lease_s: Seconds = 10
@@ -109,9 +146,6 @@ def load_settings(environ: Mapping[str, str] = os.environ, **overrides: Any) -> 
 
     Raises `SettingsError` with one line for the first setting that is wrong.
     """
-    for name, value in environ.items():
-        if name.startswith(NOT_HERE_YET) and value.strip():
-            raise SettingsError(f"{name} is set, but this version of realtime does not support it yet; unset it")
     values: dict[str, Any] = {}
     for field, hint in get_type_hints(Settings, include_extras=True).items():
         if field in overrides:
@@ -149,5 +183,11 @@ def _allowed(hint: Any) -> str:
     """What a setting may be, where that can be said better than by its type."""
     if hint == Annotated[str, Meta(pattern=REDIS_URL)]:
         return "expected redis://HOST:PORT/DATABASE or rediss://…"
+    if hint == Annotated[str, Meta(pattern=RATE)]:
+        return "expected for example 10/minute: a number for each second, minute, hour or day"
+    if hint == Annotated[str, Meta(pattern=BUDGET)]:
+        return "expected for example 200000/day: a number for each hour or day"
+    if hint == Annotated[str, Meta(pattern=JWKS_URL)]:
+        return "expected https://…"
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     return f"expected one of {', '.join(choices)}" if choices else ""

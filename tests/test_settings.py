@@ -115,8 +115,8 @@ def test_a_value_with_a_line_break_is_told_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("name", ["REALTIME_AUTH_SECRET", "REALTIME_REDIS_URL", "REALTIME_QUEUE_REDIS_URL"])
-def test_what_this_version_can_t_honour_is_refused(name: str) -> None:
-    """Passed over in silence it would be dangerous; its value, which may be a secret, is not repeated."""
+def test_a_secret_that_is_refused_is_not_repeated(name: str) -> None:
+    """The line names the setting, and shows no value that may hold a secret."""
     line = refused(name, "s3cret")
     assert name in line
     assert "s3cret" not in line
