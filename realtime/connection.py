@@ -7,6 +7,8 @@ from functools import partial
 
 from starlette.types import Message, Receive, Send
 
+from realtime.access.audit import Access
+from realtime.access.door import Door
 from realtime.decoding import decode, event_id_of
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, RealtimeError, ServerError
@@ -15,7 +17,17 @@ from realtime.inbox import Inbox
 from realtime.live import LiveSession
 from realtime.observe import logs
 from realtime.opening import Opening
-from realtime.protocol import CloseCode, Command, Ping, Pong, ServerMessage
+from realtime.protocol import (
+    AuthRefresh,
+    AuthRefreshed,
+    CloseCode,
+    Codec,
+    Command,
+    Ping,
+    Pong,
+    ServerMessage,
+    timestamp_of,
+)
 from realtime.viewers import SERVER_ENDED_FLOOR_S
 
 MAX_MALFORMED = 100
@@ -33,11 +45,15 @@ class _Disconnected(Exception):
 class Connection:
     """One accepted WebSocket, from its first frame to its close; `run` is its life."""
 
-    __slots__ = ("_asgi_send", "_engine", "_malformed", "_opening", "_receive", "feed")
+    __slots__ = ("_access", "_asgi_send", "_door", "_engine", "_malformed", "_opening", "_receive", "feed")
 
-    def __init__(self, opening: Opening, user: str, engine: Engine, receive: Receive, send: Send) -> None:
-        self.feed = Feed(opening, user)
+    def __init__(
+        self, opening: Opening, access: Access, door: Door, engine: Engine, receive: Receive, send: Send
+    ) -> None:
+        self.feed = Feed(opening, access.principal)
         self._opening = opening
+        self._access: Access | None = access
+        self._door = door
         self._engine = engine
         self._receive = receive
         self._asgi_send = send
@@ -47,21 +63,30 @@ class Connection:
         """Attach, serve, and close. Returns when the client is gone or the close frame is sent."""
         closing = await self._until_closed()
         if closing is not None:
-            await self._close(closing)
+            await close(self._opening.codec, closing, self._asgi_send)
 
     async def _until_closed(self) -> Closing | None:
         """Serve until something ends the connection; `None` where the client itself has."""
         try:
-            user = self.feed.participant.user
-            session_id = self._opening.session_id or await self._engine.create(user)
+            principal = self.feed.principal
+            session_id = self._opening.session_id or await self._engine.create(principal)
             async with self._engine.attach(session_id, self.feed) as live:
+                self._tell_access(session_id)
                 return await self._serve(live)
         except RealtimeError as error:
+            self._tell_access(self._opening.session_id, error)
             return Closing.told(error)
         except Exception as error:  # a fault of ours ends this connection, and no other
             logs.report(error)
             self.feed.left(SERVER_ENDED_FLOOR_S)
             return Closing.told(ServerError("internal_error", "Something went wrong here."))
+
+    def _tell_access(self, session_id: str | None, error: RealtimeError | None = None) -> None:
+        """Tell in the audit log that it is attached, or was refused."""
+        if self._access is not None:
+            self._access.session_id = session_id
+            self._access.tell(error)
+            self._access = None  # nobody needs it any more, for as long as the connection lasts
 
     async def _serve(self, live: LiveSession) -> Closing | None:
         inbox = Inbox(partial(self._execute, live))
@@ -106,15 +131,27 @@ class Connection:
         else:
             await inbox.put(message)
 
-    async def _execute(self, live: LiveSession, command: Command) -> None:
+    async def _execute(self, live: LiveSession, message: Command | AuthRefresh) -> None:
+        access = Access.of_message(self._door.audit, message, self.feed.principal, live.id)
         try:
-            await self._engine.execute(live, command, self.feed.participant.user)
+            if isinstance(message, AuthRefresh):
+                await self._refresh(live, message)
+            else:
+                await self._engine.execute(live, message, self.feed.principal)
+            access.tell()
         except RealtimeError as error:
-            await self.feed.reply(error.as_message(event_id=command.event_id))
+            access.tell(error)
+            await self.feed.reply(error.as_message(event_id=message.event_id))
         except Exception as error:  # a fault of ours: the client is told that there is one, the log where
             logs.report(error)
             failure = ServerError("internal_error", "Something went wrong here.")
-            await self.feed.reply(failure.as_message(event_id=command.event_id))
+            await self.feed.reply(failure.as_message(event_id=message.event_id))
+
+    async def _refresh(self, live: LiveSession, message: AuthRefresh) -> None:
+        principal = await self._door.refresh(self.feed.principal, message.token, live.id)
+        self.feed.renew(principal)
+        assert principal.expires_at is not None
+        await self.feed.reply(AuthRefreshed(expires_at=timestamp_of(principal.expires_at)))
 
     async def _send_all(self, live: LiveSession) -> None:
         try:
@@ -131,19 +168,27 @@ class Connection:
         except (OSError, RuntimeError) as error:
             raise _Disconnected from error
 
-    async def _close(self, closing: Closing) -> None:
-        """Tell the client why, as far as it still takes anything, and close."""
-        if closing.error is not None:
-            frame = self._opening.codec.encode(closing.error.as_message(fatal=True))
-            await self._try({"type": "websocket.send", self._opening.codec.frame: frame})
-        await self._try({"type": "websocket.close", "code": int(closing.code)})
 
-    async def _try(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._asgi_send(message)
-        except (OSError, RuntimeError):  # closed already, or the client takes nothing (TimeoutError)
-            return
+
+async def refuse(codec: Codec, error: RealtimeError, send: Send) -> None:
+    """Tell a client that was accepted why it is refused, and close."""
+    await close(codec, Closing.told(error), send)
+
+
+async def close(codec: Codec, closing: Closing, send: Send) -> None:
+    """Tell the client why, as far as it still takes anything, and close."""
+    if closing.error is not None:
+        frame = codec.encode(closing.error.as_message(fatal=True))
+        await _try(send, {"type": "websocket.send", codec.frame: frame})
+    await _try(send, {"type": "websocket.close", "code": int(closing.code)})
+
+
+async def _try(send: Send, message: Message) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await send(message)
+    except (OSError, RuntimeError):  # closed already, or the client takes nothing (TimeoutError)
+        return
 
 
 def _by_server(disconnect: Message) -> bool:

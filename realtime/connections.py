@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from realtime.errors import Unavailable
-from realtime.feed import Closing, Feed
+from realtime.access.principal import Principal
+from realtime.access.revocations import revoked
+from realtime.errors import AuthenticationError, Unavailable
+from realtime.feed import Closing
 from realtime.observe import logs
 from realtime.protocol import CloseCode, SessionGoingAway
 
@@ -16,10 +20,37 @@ LOOKS_PER_TIMEOUT = 10
 MAX_LOOK_S = 1.0
 RETRY_MS = 1000
 """When a client that was not let in may try again."""
+WARN_S = 60.0
+"""How long before its token expires a client is told."""
+
+
+class Held(Protocol):
+    """An open connection, over whichever transport."""
+
+    principal: Principal
+    is_warned: bool
+    sending_since: float
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that it reads; `None` before that is known."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+
+    def warn(self) -> None:
+        """Have the client told that its token expires soon."""
+
+    def send_away(self, message: SessionGoingAway) -> None:
+        """Have the client told to go."""
+
+    def drop(self, closing: Closing) -> None:
+        """End it."""
 
 
 class Connections:
-    """The feeds of the open connections. `watch` has to run beside it.
+    """The open connections. `watch` has to run beside it.
 
     While it is `draining` nothing new is let in.
     """
@@ -28,16 +59,16 @@ class Connections:
         self.draining = False
         self._max_connections = max_connections
         self._send_timeout_s = send_timeout_s
-        self._feeds: set[Feed] = set()
+        self._held: set[Held] = set()
         self._emptied = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._feeds)
+        return len(self._held)
 
     def admit(self) -> None:
         """Raise `Unavailable` if there may not be one more connection."""
         self.check_open()
-        if len(self._feeds) >= self._max_connections:
+        if len(self._held) >= self._max_connections:
             raise Unavailable("too_many_connections", "This instance is full.", retry_after_ms=RETRY_MS)
 
     def check_open(self) -> None:
@@ -46,37 +77,55 @@ class Connections:
             raise Unavailable("draining", "This instance is shutting down.", retry_after_ms=RETRY_MS)
 
     @contextmanager
-    def holding(self, feed: Feed) -> Iterator[None]:
+    def holding(self, connection: Held) -> Iterator[None]:
         """Count a connection as open for as long as the block lasts."""
-        self._feeds.add(feed)
+        self._held.add(connection)
         try:
             yield
         finally:
-            self._feeds.discard(feed)
-            if not self._feeds:
+            self._held.discard(connection)
+            if not self._held:
                 self._emptied.set()
 
     async def empty(self) -> None:
         """Return once there is none."""
-        while self._feeds:
+        while self._held:
             self._emptied.clear()
             await self._emptied.wait()
 
     async def watch(self) -> None:
-        """Drop, for ever, the connections whose clients have taken nothing for the send timeout."""
+        """Drop, for ever, the connections whose clients have taken nothing for the send timeout, and those whose
+        tokens have expired, which are warned before."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(MAX_LOOK_S, self._send_timeout_s / LOOKS_PER_TIMEOUT))
-            stalled_since = loop.time() - self._send_timeout_s
-            for feed in [one for one in self._feeds if one.sending_since <= stalled_since]:
-                logs.info("slow reader dropped", connection=feed.participant.connection_id)
-                feed.drop(Closing(CloseCode.SLOW_READER, by_server=True))
+            self._drop_stalled(loop.time() - self._send_timeout_s)
+            self._drop_expired(time.time())
+
+    def drop_revoked(self, is_revoked: Callable[[Principal, str | None], bool]) -> None:
+        """Drop the connections whose tokens count no more for the session that they read."""
+        for one in [one for one in self._held if is_revoked(one.principal, one.session_id)]:
+            one.drop(Closing.told(revoked()))
 
     def say_goodbye(self, time_left_s: float, spread_s: float) -> None:
         """Tell every client that its connection ends in `time_left_s`, and to come back at a random time of its own
         within the next `spread_s`."""
-        for feed in self._feeds:
+        for one in list(self._held):
             after_ms = round(random.uniform(0, spread_s) * 1000)
-            feed.send_away(
+            one.send_away(
                 SessionGoingAway(reason="shutdown", time_left_ms=round(time_left_s * 1000), reconnect_after_ms=after_ms)
             )
+
+    def _drop_stalled(self, since: float) -> None:
+        for one in [one for one in self._held if one.sending_since <= since]:
+            logs.info("slow reader dropped", connection=one.name)
+            one.drop(Closing(CloseCode.SLOW_READER, by_server=True))
+
+    def _drop_expired(self, now: float) -> None:
+        for one in [one for one in self._held if one.principal.expires_at is not None]:
+            left_s = (one.principal.expires_at or 0.0) - now
+            if left_s <= 0:
+                expired = AuthenticationError("token_expired", "The token has expired.")
+                one.drop(Closing(expired.close_code, error=expired, by_server=True))
+            elif left_s <= WARN_S and not one.is_warned:
+                one.warn()

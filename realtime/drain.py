@@ -19,8 +19,8 @@ MAX_RETURN_S = 2.0
 """Over how long the clients of the only instance are spread when they come back to its successor."""
 
 
-class Door(Protocol):
-    """Where connections come in. While it is `draining` it lets nobody in; its length is how many are inside."""
+class Visitors(Protocol):
+    """Who is connected. While they are `draining` nobody else is let in; their length is how many they are."""
 
     draining: bool
 
@@ -31,7 +31,7 @@ class Door(Protocol):
         within the next `spread_s`."""
 
     async def empty(self) -> None:
-        """Return once nobody is inside."""
+        """Return once there is nobody."""
 
 
 class Work(Protocol):
@@ -54,8 +54,8 @@ class Drain:
     told at the last moment, or they would leave while they are still being answered.
     """
 
-    def __init__(self, door: Door, works: Sequence[Work], *, drain_s: float, shared: bool) -> None:
-        self._door = door
+    def __init__(self, visitors: Visitors, works: Sequence[Work], *, drain_s: float, shared: bool) -> None:
+        self._visitors = visitors
         self._works = works
         self._shared = shared
         self._drain_s = drain_s
@@ -69,16 +69,16 @@ class Drain:
         started = asyncio.get_running_loop().time()
         self._close()
         if self._shared:
-            self._door.say_goodbye(self._wait_s, self._wait_s)
+            self._visitors.say_goodbye(self._wait_s, self._wait_s)
         await _until(started + self._wait_s, self._finish())
         await _until(started + self._drain_s, self._end())
         if not self._shared:
-            self._door.say_goodbye(GOODBYE_S, MAX_RETURN_S)
-        if len(self._door):
+            self._visitors.say_goodbye(GOODBYE_S, MAX_RETURN_S)
+        if len(self._visitors):
             await asyncio.sleep(GOODBYE_S)
 
     def _close(self) -> None:
-        self._door.draining = True
+        self._visitors.draining = True
         for work in self._works:
             work.draining = True
 
@@ -86,7 +86,7 @@ class Drain:
         for work in self._works:
             await work.finish_turns()
         if self._shared:
-            await self._door.empty()
+            await self._visitors.empty()
 
     async def _end(self) -> None:
         error = ServerError("instance_shutdown", "The instance was shut down before the answer was whole.")

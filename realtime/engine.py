@@ -13,6 +13,8 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+from realtime.access.principal import Principal
+from realtime.access.rules import check_may_see, permit
 from realtime.background import Background
 from realtime.control import CancelResponse, CancelTask
 from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable, session_not_found
@@ -108,26 +110,29 @@ class Engine:
         """Have `work` run until it ends or the engine does."""
         self._background.spawn(work)
 
-    async def create(self, user: str, overrides: Overrides | None = None) -> str:
-        """Make a session of `user`'s; returns its id. Raises `InvalidRequest` for settings that are not allowed."""
+    async def create(self, principal: Principal, overrides: Overrides | None = None) -> str:
+        """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not allowed."""
         session_id = new_id("sess")
         session = msgspec.structs.replace(
             settings_update(self._defaults, overrides or Overrides(), self._limits),
             id=session_id,
-            owner=user,
+            owner=principal.user,
             created_at=timestamp(),
             expires_at="",
         )
         await self.store.create(session)
         return session_id
 
-    async def create_task(self, user: str, name: str, given: object) -> str:
-        """Make a task that belongs to no session of `user`'s; returns its id. It has a session of its own, which nobody
-        can look at. Raises `NotFound` for a name that there is not, and `InvalidRequest`."""
+    async def create_task(self, principal: Principal, name: str, given: object) -> str:
+        """Make a task of the principal's that belongs to no session; returns its id. It has a session of its own, which
+        nobody can look at. Raises `NotFound` for a name that there is not, and `InvalidRequest`."""
         task_input = self.desk.registry.check(name, given)
         task_id = new_id("task")
+        user = principal.user
         session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
-        created = task_created(task_id, name, task_input, user=user, now=session.created_at)
+        created = task_created(
+            task_id, name, task_input, user=user, payer=principal.payer, now=session.created_at
+        )
         task = TaskRef(task_id, task_id, name)
         await self.store.create(session, ttl_s=self.desk.ttl_s)
         try:
@@ -144,11 +149,18 @@ class Engine:
         return msgspec.structs.replace(live.state.session, expires_at=timestamp(in_s=self._ttl_s))
 
     @asynccontextmanager
+    async def use(self, session_id: str, principal: Principal) -> AsyncIterator[LiveSession]:
+        """Use a session that the principal may see. Raises `NotFound` for any other, there or not."""
+        async with self.hub.use(session_id) as live:
+            check_may_see(live.state.session, principal)
+            yield live
+
+    @asynccontextmanager
     async def attach(self, session_id: str, reader: Reader) -> AsyncIterator[LiveSession]:
         """Look at a session, as a participant, for as long as the block lasts. Raises `NotFound`."""
         if is_task_id(session_id):
             raise session_not_found()
-        async with self.hub.use(session_id) as live:
+        async with self.use(session_id, reader.principal) as live:
             joining = self._whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
             try:
                 await asyncio.shield(joining)
@@ -158,8 +170,8 @@ class Engine:
                 live.leave(reader)
                 self.spawn(self._leave(session_id, reader, joining))
 
-    async def execute(self, live: LiveSession, command: Command, user: str) -> Outcome:
-        """Carry out a command: append what it comes to. Raises the `RealtimeError` that refuses it.
+    async def execute(self, live: LiveSession, command: Command, principal: Principal) -> Outcome:
+        """Carry out a principal's command: append what it comes to. Raises the `RealtimeError` that refuses it.
 
         A command whose `event_id` was carried out before does nothing. Cancelled, it was carried out whole or not at
         all.
@@ -168,14 +180,17 @@ class Engine:
             raise Unavailable("draining", "This instance is shutting down; another one takes it.", retry_after_ms=1000)
         task_input = ""
         if isinstance(command, TaskCreate):
+            permit(live.state, command, principal)  # who may make none is not told which there are
             task_input = self.desk.registry.check(command.name, command.input)
             command = msgspec.structs.replace(command, input=task_input)
         digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
         if isinstance(command, TaskCreate):
             command = msgspec.structs.replace(command, task_id=command.task_id or new_id("task"))
+        user = principal.user
         while (seen := await self._seen(live, command, user, digest)) is None:
             try:
-                decision = await self._decide(live, command, user, task_input)
+                permit(live.state, command, principal)
+                decision = await self._decide(live, command, principal, task_input)
             except RealtimeError:
                 seen = await self._seen(live, command, user, digest)
                 if seen is not None:
@@ -298,13 +313,16 @@ class Engine:
             await live.refresh()
         return stood != (live.state.position, set(live.state.unfinished))
 
-    async def _decide(self, live: LiveSession, command: Command, user: str, task_input: str) -> Decision:
+    async def _decide(
+        self, live: LiveSession, command: Command, principal: Principal, task_input: str
+    ) -> Decision:
         answer = truncated_response(command)
         heard = await answer_text(live, answer) if answer else ""
         return decide(
             live.state,
             command,
-            user=user,
+            user=principal.user,
+            payer=principal.payer,
             now=timestamp(),
             limits=self._limits,
             heard=heard,

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import NoReturn
 
+from realtime.access.principal import Principal
 from realtime.asides import Asides
 from realtime.cursor import Cursor, find_start
 from realtime.doorbell import Doorbell
@@ -16,6 +17,7 @@ from realtime.live import RETRY_S, LiveSession
 from realtime.opening import Opening
 from realtime.protocol import (
     SESSION_CHANNEL,
+    AuthExpiring,
     CloseCode,
     Participant,
     ServerMessage,
@@ -26,6 +28,7 @@ from realtime.protocol import (
     SessionResumed,
     new_id,
     timestamp,
+    timestamp_of,
 )
 from realtime.store.base import Gone
 from realtime.viewers import SERVER_ENDED_FLOOR_S
@@ -70,12 +73,18 @@ class Feed:
         "_sender",
         "_sent_away",
         "floor_s",
+        "is_warned",
         "participant",
+        "principal",
         "sending_since",
     )
 
-    def __init__(self, opening: Opening, user: str, *, floor_s: float = 0.0) -> None:
-        self.participant = Participant(user=user, connection_id=new_id("conn"), since=timestamp())
+    def __init__(self, opening: Opening, principal: Principal, *, floor_s: float = 0.0) -> None:
+        self.principal = principal
+        """Who reads; replaced where the client shows a new token."""
+        self.is_warned = False
+        """Whether the client was told that its token expires."""
+        self.participant = Participant(user=principal.user, connection_id=new_id("conn"), since=timestamp())
         self.floor_s = floor_s
         self.sending_since = math.inf
         """Loop time since when a message waits for the client to take it."""
@@ -83,12 +92,22 @@ class Feed:
         self._loop = asyncio.get_running_loop()
         self._doorbell = Doorbell()
         self._asides = Asides()
-        self._live: LiveSession
+        self._live: LiveSession | None = None
         self._cursor: Cursor | None = None
         self._over = False
         self._sent_away = False
         self._sender: asyncio.Task[object] | None = None
         self._dropped: Closing | None = None
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that is read; `None` for a new one before the first message."""
+        return self._live.id if self._live else self._opening.session_id
+
+    @property
+    def name(self) -> str:
+        """What the connection is called."""
+        return self.participant.connection_id
 
     @property
     def positions(self) -> dict[str, int]:
@@ -112,6 +131,17 @@ class Feed:
         """The same, and wait while too much of that kind waits already."""
         self._doorbell.ring()
         await self._asides.put(message)
+
+    def warn(self) -> None:
+        """Have the client told that its token expires soon."""
+        assert self.principal.expires_at is not None
+        self.is_warned = True
+        self.tell(AuthExpiring(expires_at=timestamp_of(self.principal.expires_at)))
+
+    def renew(self, principal: Principal) -> None:
+        """The client has shown a new token."""
+        self.principal = principal
+        self.is_warned = False
 
     def send_away(self, message: SessionGoingAway) -> None:
         """Have the client told to go: however it leaves after that, it was the server's doing."""
@@ -184,6 +214,7 @@ class Feed:
         waits for it.
         """
         assert self._cursor is not None
+        assert self._live is not None
         live, cursor = self._live, self._cursor
         self.sending_since = math.inf
         if self._over:

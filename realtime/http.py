@@ -48,6 +48,8 @@ def error_body(error: RealtimeError) -> bytes:
 def error_headers(error: RealtimeError) -> Headers:
     """What an error answer carries beside its body."""
     headers: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     if error.status in {429, 503}:
         headers.append((b"retry-after", str(-(-(error.retry_after_ms or 1000) // 1000)).encode()))
     return headers
@@ -68,9 +70,10 @@ async def send_json(send: Send, value: Any, *, status: int = 200, headers: Heade
     await send_answer(send, status, [*usual, *(headers or ())], msgspec.json.encode(value))
 
 
-async def send_nothing(send: Send) -> None:
-    """Answer with 204: done, and nothing to say."""
-    await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
+async def send_nothing(send: Send, *, headers: Headers | None = None) -> None:
+    """Answer with 204: done, and nothing to say but `headers`."""
+    usual = [(b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 204, "headers": [*usual, *(headers or ())]})
     await send({"type": "http.response.body"})
 
 

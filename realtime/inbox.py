@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from realtime.protocol import Command
+from realtime.protocol import AuthRefresh, Command
 
 MAX_WAITING = 64
 """Commands that may wait on one connection; while so many do, its reader waits."""
@@ -20,13 +20,13 @@ class Inbox:
 
     __slots__ = ("_execute", "_room", "_waiting", "_worker")
 
-    def __init__(self, execute: Callable[[Command], Awaitable[None]]) -> None:
+    def __init__(self, execute: Callable[[Command | AuthRefresh], Awaitable[None]]) -> None:
         self._execute = execute
-        self._waiting: deque[Command] | None = None
+        self._waiting: deque[Command | AuthRefresh] | None = None
         self._room: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
 
-    async def put(self, command: Command) -> None:
+    async def put(self, command: Command | AuthRefresh) -> None:
         """Have a command carried out. Waits only while `MAX_WAITING` do."""
         if self._waiting is None:
             self._waiting = deque()
@@ -48,7 +48,7 @@ class Inbox:
         if self._worker is not None:
             self._worker.cancel()
 
-    async def _work(self, waiting: deque[Command]) -> None:
+    async def _work(self, waiting: deque[Command | AuthRefresh]) -> None:
         try:
             while waiting:
                 await self._execute(waiting[0])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.audit import Access
+from realtime.access.door import Action, Door
+from realtime.access.principal import ONESHOT
 from realtime.call import Call, ModelSettings
 from realtime.conversation import Message, estimate_tokens, fit
 from realtime.decoding import invalid
@@ -20,6 +24,10 @@ from realtime.observe import logs
 from realtime.protocol import Role, Tokens, Usage
 from realtime.responders.base import Request
 from realtime.session import Limits
+
+
+STREAM = Action("oneshot.stream", ONESHOT)
+COMPLETE = Action("oneshot.complete", ONESHOT)
 
 
 class _ReaderStalledError(Exception):
@@ -94,8 +102,11 @@ class OneShots:
     While they are `draining` they refuse what is asked of them.
     """
 
-    def __init__(self, model: ModelSettings, limits: Limits, *, max_body_bytes: int, send_timeout_s: float) -> None:
+    def __init__(
+        self, model: ModelSettings, limits: Limits, door: Door, *, max_body_bytes: int, send_timeout_s: float
+    ) -> None:
         self._model = model
+        self._door = door
         self._limits = limits
         self._max_body_bytes = max_body_bytes
         self._send_timeout_s = send_timeout_s
@@ -113,30 +124,30 @@ class OneShots:
             turn.end(error)
         await self.finish_turns()
 
-    async def stream(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/stream`: the text as it comes, then how it ended; hanging up cancels the model call."""
-        turn = await self._begin(receive, send)
-        if turn is not None:
-            with self._run(turn):
-                await while_connected(receive, self._stream(turn, send))
+        await self._door.answer(STREAM, scope, receive, send, partial(self._answer, self._stream))
 
-    async def complete(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/complete`: the answer whole; hanging up cancels the model call."""
-        turn = await self._begin(receive, send)
-        if turn is not None:
-            with self._run(turn):
-                await while_connected(receive, self._complete(turn, send))
+        await self._door.answer(COMPLETE, scope, receive, send, partial(self._answer, self._complete))
 
-    async def _begin(self, receive: Receive, send: Send) -> _Turn | None:
-        """The turn that the body asks for; `None` where it was refused and the client told."""
-        try:
-            request = self._request(await read_body(receive, self._max_body_bytes))
-            if self.draining:
-                raise Unavailable("draining", "This instance is shutting down.", retry_after_ms=1000)
-        except RealtimeError as error:
-            await send_error(send, error)
-            return None
-        return _Turn(Call(request, self._model))
+    async def _answer(
+        self,
+        tell: Callable[[_Turn, Send], Coroutine[Any, Any, None]],
+        access: Access,
+        _scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Answer what the body asks for, by `tell`. Raises the `RealtimeError` that refuses it."""
+        request = self._request(await read_body(receive, self._max_body_bytes))
+        if self.draining:
+            raise Unavailable("draining", "This instance is shutting down.", retry_after_ms=1000)
+        turn = _Turn(Call(request, self._model))
+        access.tell()
+        with self._run(turn):
+            await while_connected(receive, tell(turn, send))
 
     @contextmanager
     def _run(self, turn: _Turn) -> Iterator[None]:

@@ -11,8 +11,6 @@ from realtime.errors import InvalidRequest
 from realtime.log import parse_positions
 from realtime.protocol import CODECS, JSON, Codec
 
-ANONYMOUS = "anonymous"
-"""The user that everybody is."""
 MAX_DELTA_INTERVAL_MS = 1000
 
 

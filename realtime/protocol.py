@@ -41,7 +41,7 @@ TaskEnd = Literal["complete", "failed", "cancelled"]
 
 
 class CloseCode(enum.IntEnum):
-    """Why a WebSocket is closed. 4401, 4403 and 4429 come with authentication and limits."""
+    """Why a WebSocket is closed."""
 
     NORMAL = 1000
     UNSUPPORTED_DATA = 1003
@@ -76,7 +76,15 @@ def is_task_id(session_id: str) -> bool:
 
 def timestamp(*, in_s: float = 0.0) -> str:
     """The time `in_s` seconds from now, as RFC 3339 in UTC with microseconds."""
-    at = datetime.now(UTC) + timedelta(seconds=in_s)
+    return _rfc3339(datetime.now(UTC) + timedelta(seconds=in_s))
+
+
+def timestamp_of(epoch_s: float) -> str:
+    """A time in seconds since the epoch, in the same form."""
+    return _rfc3339(datetime.fromtimestamp(epoch_s, UTC))
+
+
+def _rfc3339(at: datetime) -> str:
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -175,6 +183,12 @@ class SessionClose(ClientMessage, kw_only=True, frozen=True, tag="session.close"
     """Ends the session for everyone. Owner only."""
 
 
+class AuthRefresh(ClientMessage, kw_only=True, frozen=True, tag="auth.refresh"):
+    """Replaces the connection's token before it expires."""
+
+    token: str
+
+
 class Ping(ClientMessage, kw_only=True, frozen=True, tag="ping"):
     """Asks for a `pong`."""
 
@@ -182,7 +196,7 @@ class Ping(ClientMessage, kw_only=True, frozen=True, tag="ping"):
 Command = (
     SessionUpdate | ItemCreate | ItemTruncate | ResponseCreate | ResponseCancel | TaskCreate | TaskCancel | SessionClose
 )
-AnyClientMessage = Command | Ping
+AnyClientMessage = Command | AuthRefresh | Ping
 
 
 # --- objects inside server messages --------------------------------------------------------------------------------
@@ -268,6 +282,16 @@ class Usage(Struct, kw_only=True, frozen=True, omit_defaults=True):
     estimated: bool
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    cost_usd: float | None = None
+
+
+class RateLimit(Struct, kw_only=True, frozen=True):
+    """How much of something is left, and in how many seconds all of it will be again."""
+
+    name: str
+    limit: int
+    remaining: int
+    reset_s: float
 
 
 class ErrorBody(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -334,6 +358,24 @@ class ParticipantLeft(ServerMessage, kw_only=True, frozen=True, tag="participant
     participant: Participant
 
 
+class RateLimitsUpdated(ServerMessage, kw_only=True, frozen=True, tag="rate_limits.updated"):
+    """What this client may still do."""
+
+    rate_limits: list[RateLimit]
+
+
+class AuthExpiring(ServerMessage, kw_only=True, frozen=True, tag="auth.expiring"):
+    """The connection's token expires soon, and the connection with it."""
+
+    expires_at: str
+
+
+class AuthRefreshed(ServerMessage, kw_only=True, frozen=True, tag="auth.refreshed"):
+    """The connection has a new token."""
+
+    expires_at: str
+
+
 class ErrorMessage(ServerMessage, kw_only=True, frozen=True, tag="error"):
     """Something was refused or went wrong; the connection lives on unless `error.fatal`."""
 
@@ -390,14 +432,15 @@ class ItemTruncated(ChannelEvent, kw_only=True, frozen=True, tag="conversation.i
 
 
 class ResponseCreated(ChannelEvent, kw_only=True, frozen=True, tag="response.created"):
-    """A response was accepted. `overrides` stays in the log and is not sent."""
+    """A response was accepted. `overrides`, and the `payer` whose limits count, stay in the log and are not sent."""
 
     response: Response
     overrides: Overrides | None = None
+    payer: str | None = None
 
     def for_clients(self) -> Self:
-        """Without the overrides."""
-        return msgspec.structs.replace(self, overrides=None)
+        """Without what only servers need."""
+        return msgspec.structs.replace(self, overrides=None, payer=None)
 
 
 class ResponseInProgress(ChannelEvent, kw_only=True, frozen=True, tag="response.in_progress"):
@@ -445,15 +488,17 @@ class ResponseDone(ChannelEvent, kw_only=True, frozen=True, tag="response.done")
 
 
 class TaskCreated(ChannelEvent, kw_only=True, frozen=True, tag="task.created"):
-    """A task was accepted. Its `input`, as JSON, and the `user` who asked for it stay in the log and are not sent."""
+    """A task was accepted. Its `input`, as JSON, the `user` who asked for it, and the `payer` whose limits count stay in
+    the log and are not sent."""
 
     task: Task
     input: str | None = None
     user: str | None = None
+    payer: str | None = None
 
     def for_clients(self) -> Self:
-        """Without the input and the user."""
-        return msgspec.structs.replace(self, input=None, user=None)
+        """Without what only servers need."""
+        return msgspec.structs.replace(self, input=None, user=None, payer=None)
 
 
 class TaskStarted(ChannelEvent, kw_only=True, frozen=True, tag="task.started"):

@@ -66,6 +66,9 @@ class ResponseState(Struct):
     model: str
     user: str
     overrides: Overrides
+    payer: str | None
+    """Whose limits and budget count."""
+    created_at: str
     queued: bool = False
     running: bool = False
     done: bool = False
@@ -160,8 +163,8 @@ class SessionState:
                 self.timeline.append(item)
             case ItemTruncated(item=truncation):
                 self.heard[truncation.response_id] = truncation.heard_chars
-            case ResponseCreated(response=created, overrides=overrides):
-                self._add_response(created, overrides or Overrides())
+            case ResponseCreated():
+                self._add_response(event)
             case ResponseInProgress(response_id=response_id, instance=instance):
                 response = self.responses[response_id]
                 response.running = True
@@ -202,9 +205,17 @@ class SessionState:
         first = next(iter(self.unfinished.values()), None)
         return first if first and not (first.running or first.stopping) else None
 
-    def _add_response(self, response: Response, overrides: Overrides) -> None:
-        queued = response.status == "queued"
-        state = ResponseState(response.id, response.model, response.user, overrides, queued)
+    def _add_response(self, event: ResponseCreated) -> None:
+        response = event.response
+        state = ResponseState(
+            id=response.id,
+            model=response.model,
+            user=response.user,
+            overrides=event.overrides or Overrides(),
+            payer=event.payer,
+            created_at=response.created_at,
+            queued=response.status == "queued",
+        )
         self.responses[response.id] = self.unfinished[response.id] = state
         self.timeline.append(state)
 
@@ -225,13 +236,14 @@ def decide(
     user: str,
     now: str,
     limits: Limits,
+    payer: str | None = None,
     heard: str = "",
     task_input: str = "",
     expires_at: str = "",
 ) -> Decision:
     """What `command` of `user` comes to at time `now` (RFC 3339), or the error that refuses it.
 
-    `heard` is the answer's text so far, where the command truncates one, `task_input` a task's checked input, as JSON,
+    `payer` is whose limits and budget count for what it makes. `heard` is the answer's text so far, where the command truncates one, `task_input` a task's checked input, as JSON,
     where it creates one; `expires_at` is told where the session is. Events carry the command's `event_id`.
     """
     if state.closed:
@@ -244,11 +256,11 @@ def decide(
         case ItemTruncate():
             decision = _truncate(state, command, heard)
         case ResponseCreate():
-            decision = _create_response(state, command, user, now, limits)
+            decision = _create_response(state, command, user, payer, now, limits)
         case ResponseCancel():
             decision = _cancel(state, command, heard)
         case TaskCreate():
-            decision = _create_task(state, command, user, now, task_input)
+            decision = _create_task(state, command, user, payer, now, task_input)
         case TaskCancel():
             decision = _cancel_task(state, command)
         case SessionClose():
@@ -283,7 +295,9 @@ def _create_item(state: SessionState, command: ItemCreate, user: str, now: str) 
     return Decision([ItemCreated(item=item, for_event_id=command.event_id)], [])
 
 
-def _create_response(state: SessionState, command: ResponseCreate, user: str, now: str, limits: Limits) -> Decision:
+def _create_response(
+    state: SessionState, command: ResponseCreate, user: str, payer: str | None, now: str, limits: Limits
+) -> Decision:
     response_id = command.response_id or new_id("resp")
     _check_id(response_id, taken=state.knows(response_id), param="response_id")
     overrides = Overrides(**given(command))
@@ -302,7 +316,8 @@ def _create_response(state: SessionState, command: ResponseCreate, user: str, no
         metadata=command.metadata or {},
         user=user,
     )
-    events.append(ResponseCreated(response=response, overrides=overrides, for_event_id=command.event_id))
+    created = ResponseCreated(response=response, overrides=overrides, payer=payer, for_event_id=command.event_id)
+    events.append(created)
     interrupts = settings.multitask_strategy == "interrupt"
     return Decision(events, list(_cancel_all(state, command.event_id)) if interrupts else [])
 
@@ -333,19 +348,21 @@ def _cancel(state: SessionState, command: ResponseCancel, heard: str) -> Decisio
 
 
 def task_created(
-    task_id: str, name: str, task_input: str, *, user: str, now: str, response_id: str | None = None
+    task_id: str, name: str, task_input: str, *, user: str, payer: str | None, now: str, response_id: str | None = None
 ) -> TaskCreated:
     """The event that makes a task of a checked input."""
     made = Task(id=task_id, name=name, status="pending", created_at=now, response_id=response_id)
-    return TaskCreated(task=made, input=task_input, user=user)
+    return TaskCreated(task=made, input=task_input, user=user, payer=payer)
 
 
-def _create_task(state: SessionState, command: TaskCreate, user: str, now: str, task_input: str) -> Decision:
+def _create_task(
+    state: SessionState, command: TaskCreate, user: str, payer: str | None, now: str, task_input: str
+) -> Decision:
     task_id = command.task_id or new_id("task")
     _check_id(task_id, taken=state.knows(task_id), param="task_id")
     if _unfinished_channels(state) >= MAX_UNFINISHED_CHANNELS:
         raise ConflictError("too_many_tasks", "Too many responses and tasks of the session are unfinished.")
-    created = task_created(task_id, command.name, task_input, user=user, now=now)
+    created = task_created(task_id, command.name, task_input, user=user, payer=payer, now=now)
     return Decision([replace(created, for_event_id=command.event_id)], [])
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
-
 import msgspec
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.audit import Access, tag_of
+from realtime.access.door import Action, Door
+from realtime.access.rules import check_owner
 from realtime.connections import Connections
 from realtime.decoding import decode, invalid
 from realtime.engine import Engine
-from realtime.errors import InvalidRequest, RealtimeError, session_not_found
-from realtime.http import read_body, send_error, send_json, send_nothing
-from realtime.opening import ANONYMOUS, read_stream_opening
-from realtime.protocol import JSON, Command, Overrides, Ping, is_task_id, new_id
+from realtime.errors import InvalidRequest, session_not_found
+from realtime.http import read_body, send_json, send_nothing
+from realtime.opening import read_stream_opening
+from realtime.protocol import JSON, AuthRefresh, Command, Overrides, Ping, is_task_id, new_id
 from realtime.snapshot import take_snapshot
 from realtime.sse import EventStream
 
 MAX_KEY_CHARS = 64
 """As long as an `event_id` may be."""
+
+CREATE = Action("session.create")
+SHOW = Action("session.read", guests=True)
+ERASE = Action("session.delete", guests=True)  # who may see it is told that it is not theirs to erase
+STREAM = Action("session.stream", guests=True)
+COMMAND = Action("session.command", guests=True)
 
 
 class Accepted(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -37,58 +43,64 @@ class Accepted(Struct, kw_only=True, frozen=True, omit_defaults=True):
 class Sessions:
     """The endpoints, each of them an ASGI application: `collection`, `session`, and the session's `events`."""
 
-    def __init__(self, engine: Engine, connections: Connections, *, max_message_bytes: int) -> None:
+    def __init__(self, engine: Engine, connections: Connections, door: Door, *, max_message_bytes: int) -> None:
         self._engine = engine
         self._connections = connections
+        self._door = door
         self._max_message_bytes = max_message_bytes
 
-    async def collection(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def collection(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST` makes a session."""
-        await answer(self._create(receive, send), send)
+        await self._door.answer(CREATE, scope, receive, send, self._create)
 
-    async def session(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    async def session(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` shows it, `DELETE` erases it."""
-        action = self._show if scope["method"] == "GET" else self._erase
-        await answer(action(scope, send), send)
+        action, work = (SHOW, self._show) if scope["method"] == "GET" else (ERASE, self._erase)
+        await self._door.answer(action, scope, receive, send, work)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` streams what happens in it, `POST` carries a command out."""
-        action = self._stream if scope["method"] == "GET" else self._command
-        await answer(action(scope, receive, send), send)
+        action, work = (STREAM, self._stream) if scope["method"] == "GET" else (COMMAND, self._command)
+        await self._door.answer(action, scope, receive, send, work)
 
-    async def _create(self, receive: Receive, send: Send) -> None:
+    async def _create(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
         self._connections.check_open()
         body = await read_body(receive, self._max_message_bytes)
-        session_id = await self._engine.create(ANONYMOUS, _overrides(body))
+        access.session_id = session_id = await self._engine.create(access.principal, _overrides(body))
         async with self._engine.hub.use(session_id) as live:
             session = self._engine.describe(live)
         location = [(b"location", f"/v1/sessions/{session_id}".encode())]
         await send_json(send, {"session": session}, status=201, headers=location)
 
-    async def _show(self, scope: Scope, send: Send) -> None:
-        async with self._engine.hub.use(session_id_in(scope)) as live:
+    async def _show(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
+        async with self._engine.use(session_id_in(scope), access.principal) as live:
             snapshot = await take_snapshot(live, self._engine.describe)
         await send_json(send, snapshot)
 
-    async def _erase(self, scope: Scope, send: Send) -> None:
-        await self._engine.store.erase(session_id_in(scope))
+    async def _erase(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
+        session_id = session_id_in(scope)
+        async with self._engine.use(session_id, access.principal) as live:
+            check_owner(live.state.session, access.principal)
+        await self._engine.store.erase(session_id)
         await send_nothing(send)
 
-    async def _command(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _command(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         """Once its body is here a command is carried out, whether or not the client waits for the answer."""
         self._connections.check_open()
         command = _command_in(await read_body(receive, self._max_message_bytes))
+        access.action = tag_of(command)
         event_id = command.event_id or _idempotency_key(scope) or new_id("evt")
-        async with self._engine.hub.use(session_id_in(scope)) as live:
-            outcome = await self._engine.execute(live, msgspec.structs.replace(command, event_id=event_id), ANONYMOUS)
+        command = msgspec.structs.replace(command, event_id=event_id)
+        async with self._engine.use(session_id_in(scope), access.principal) as live:
+            outcome = await self._engine.execute(live, command, access.principal)
         made = msgspec.structs.asdict(outcome.made)
         accepted = Accepted(event_id=event_id, accepted=True, duplicate=outcome.duplicate, **made)
         await send_json(send, accepted, status=202)
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _stream(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         self._connections.admit()
         opening = read_stream_opening(scope, session_id_in(scope))
-        stream = EventStream(opening, ANONYMOUS, self._engine, receive, send)
+        stream = EventStream(opening, access, self._engine, receive, send)
         with self._connections.holding(stream.feed):
             await stream.run()
 
@@ -99,14 +111,6 @@ def session_id_in(scope: Scope) -> str:
     if is_task_id(session_id):
         raise session_not_found()
     return session_id
-
-
-async def answer(work: Coroutine[Any, Any, None], send: Send) -> None:
-    """Do `work`, and tell the client of the error that refuses it."""
-    try:
-        await work
-    except RealtimeError as error:
-        await send_error(send, error)
 
 
 def _overrides(body: bytes) -> Overrides:
@@ -129,6 +133,6 @@ def _idempotency_key(scope: Scope) -> str | None:
 
 def _command_in(body: bytes) -> Command:
     message = decode(JSON, body)
-    if isinstance(message, Ping):
-        raise InvalidRequest("unknown_type", "A ping is for WebSockets alone.", param="type")
+    if isinstance(message, Ping | AuthRefresh):
+        raise InvalidRequest("unknown_type", "That is for WebSockets alone.", param="type")
     return message

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from starlette.types import Receive, Send
 
+from realtime.access.audit import Access
 from realtime.engine import Engine
 from realtime.errors import RealtimeError, ServerError
 from realtime.feed import CLOSE_TIMEOUT_S, Closing, Feed
@@ -30,9 +31,10 @@ RETRY_MS = 1000
 class EventStream:
     """One answer with a session's events, from its request to its end; `run` is its life."""
 
-    def __init__(self, opening: Opening, user: str, engine: Engine, receive: Receive, send: Send) -> None:
+    def __init__(self, opening: Opening, access: Access, engine: Engine, receive: Receive, send: Send) -> None:
         assert opening.session_id is not None
-        self.feed = Feed(opening, user, floor_s=SERVER_ENDED_FLOOR_S)
+        self.feed = Feed(opening, access.principal, floor_s=SERVER_ENDED_FLOOR_S)
+        self._access = access
         self._session_id = opening.session_id
         self._comes_back = opening.comes_back
         self._engine = engine
@@ -57,6 +59,7 @@ class EventStream:
         """Stream until something ends it; `None` where the client itself has."""
         try:
             async with self._engine.attach(self._session_id, self.feed) as live:
+                self._access.tell()
                 if self._comes_back and live.state.closed:
                     return Closing(CloseCode.NORMAL)
                 sending = self.feed.run(live, self._engine.describe, self._send, beat_s=COMMENT_S)
@@ -66,6 +69,7 @@ class EventStream:
         except Closing as closing:
             return closing
         except RealtimeError as error:
+            self._access.tell(error)
             return Closing.told(error)
         except Exception as error:  # a fault of ours ends this stream, and no other
             logs.report(error)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from starlette.types import Receive, Scope, Send
 
-from realtime.connection import Connection
+from realtime.access.audit import Access
+from realtime.access.door import Door
+from realtime.access.principal import SESSION
+from realtime.access.rules import check_no_guest, check_scope
+from realtime.connection import Connection, refuse
 from realtime.connections import Connections
 from realtime.engine import Engine
-from realtime.errors import InvalidRequest, Unavailable
+from realtime.errors import InvalidRequest, RealtimeError, Unavailable
 from realtime.http import refuse_upgrade
-from realtime.opening import ANONYMOUS, Opening, read_opening
+from realtime.opening import Opening, read_opening
 
 
 class RealtimeSocket:
     """The WebSocket endpoint, an ASGI application."""
 
-    def __init__(self, engine: Engine, connections: Connections) -> None:
+    def __init__(self, engine: Engine, connections: Connections, door: Door) -> None:
         self._engine = engine
         self._connections = connections
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket, from its upgrade to its end."""
@@ -28,14 +33,31 @@ class RealtimeSocket:
         except (InvalidRequest, Unavailable) as error:
             await refuse_upgrade(send, error)
             return
-        connection = Connection(opening, ANONYMOUS, self._engine, receive, send)
+        access = self._door.access("session.attach", scope, opening.session_id)
+        refusal = await self._identify(access, scope, opening)
+        try:
+            await send({"type": "websocket.accept", "subprotocol": _selected(scope, opening)})
+        except OSError:
+            return  # the client was gone before it was accepted
+        if refusal is not None:  # after the upgrade, so that a browser can read it
+            await refuse(opening.codec, refusal, send)
+            return
+        scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
+        connection = Connection(opening, access, self._door, self._engine, receive, send)
         with self._connections.holding(connection.feed):
-            try:
-                await send({"type": "websocket.accept", "subprotocol": _selected(scope, opening)})
-            except OSError:
-                return  # the client was gone before it was accepted
-            scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
             await connection.run()
+
+    async def _identify(self, access: Access, scope: Scope, opening: Opening) -> RealtimeError | None:
+        """Find out who it is; returns the error that refuses them."""
+        try:
+            access.principal = await self._door.identify(scope, opening.session_id)
+            check_scope(access.principal, SESSION)
+            if opening.session_id is None:
+                check_no_guest(access.principal)
+        except RealtimeError as error:
+            access.tell(error)
+            return error
+        return None
 
 
 def _selected(scope: Scope, opening: Opening) -> str | None:

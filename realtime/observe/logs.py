@@ -11,6 +11,9 @@ from typing import Any
 import structlog
 
 _log: Any = structlog.get_logger("realtime")
+_audit: Any = structlog.wrap_logger(
+    logging.getLogger("realtime.audit"), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+)
 
 
 def configure(log_format: str, log_level: str) -> None:
@@ -34,6 +37,7 @@ def configure(log_format: str, log_level: str) -> None:
     root.handlers[:] = [stderr]
     root.setLevel(logging.WARNING)
     logging.getLogger("realtime").setLevel(log_level.upper())
+    logging.getLogger("realtime.audit").setLevel(logging.INFO)
 
 
 def info(event: str, **fields: Any) -> None:
@@ -44,6 +48,11 @@ def info(event: str, **fields: Any) -> None:
 def warning(event: str, **fields: Any) -> None:
     """Log what an operator should look at."""
     _log.warning(event, **fields)
+
+
+def audit(action: str, **fields: Any) -> None:
+    """Log an access, on a logger of its own, whatever the least is that is logged."""
+    _audit.info(action, **fields)
 
 
 def report(error: BaseException) -> None:

@@ -70,10 +70,11 @@ class Script(Struct, frozen=True):
 
 
 def _script(text: str) -> Script:
-    return _index_script(_SESSION + text)
+    return index_script(_SESSION + text)
 
 
-def _index_script(text: str) -> Script:
+def index_script(text: str) -> Script:
+    """A script over one key that belongs to no session. It has `after(ms)`: the time in so many milliseconds."""
     whole = _TIME + text
     return Script(whole, hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest())
 
@@ -172,13 +173,13 @@ return 1
 """)
 """ARGV: origin. Returns whether there was such a session."""
 
-TRACK = _index_script("""
+TRACK = index_script("""
 redis.call('ZADD', KEYS[1], string.format('%.0f', after(tonumber(ARGV[2]))), ARGV[3])
 return redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """)
 """Of the index. ARGV: its time to live, in how long the task has to be looked after, the task."""
 
-OVERDUE = _index_script("""
+OVERDUE = index_script("""
 local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', after(0)), 'LIMIT', 0, ARGV[3])
 local again = string.format('%.0f', after(tonumber(ARGV[2])))
 for _, task in ipairs(found) do redis.call('ZADD', KEYS[1], again, task) end

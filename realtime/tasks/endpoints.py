@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.audit import Access
+from realtime.access.door import Action, Door
+from realtime.access.principal import ONESHOT, TASK
 from realtime.call import ModelSettings
 from realtime.connections import Connections
 from realtime.engine import Engine
 from realtime.errors import ConflictError, InvalidRequest, NotFound, task_not_found
-from realtime.http import Headers, read_body, send_answer, send_json, while_connected
+from realtime.http import read_body, send_answer, send_json, while_connected
 from realtime.live import LiveSession
-from realtime.opening import ANONYMOUS
 from realtime.protocol import TaskCancel, is_task_id
-from realtime.sessions import answer, session_id_in
+from realtime.sessions import session_id_in
 from realtime.tasks.context import Model
 from realtime.tasks.record import read_created, read_record
 from realtime.tasks.registry import Registry
 from realtime.tasks.stream import TaskStream, read_position
 from realtime.tasks.summarise import Document, summarise, summary_of
 
+CREATE = Action("task.create", TASK)
+SHOW = Action("task.read", scope=None, guests=True)
+CANCEL = Action("task.cancel", TASK, guests=True)  # as with sessions: who may see it is told
+STREAM = Action("task.stream", scope=None, guests=True)
+RESULT = Action("task.result", scope=None, guests=True)
+SUMMARISE = Action("oneshot.summarise", ONESHOT)
 RESPOND_ASYNC = b"respond-async"
 SUMMARISER = Registry([summarise])
 """Checks what `/v1/summarise` is given, whatever an application has made of the task of that name."""
@@ -36,6 +45,7 @@ class TaskEndpoints:
         self,
         engine: Engine,
         connections: Connections,
+        door: Door,
         model: ModelSettings,
         *,
         max_body_bytes: int,
@@ -43,6 +53,7 @@ class TaskEndpoints:
     ) -> None:
         self._engine = engine
         self._connections = connections
+        self._door = door
         self._model = model
         self._max_body_bytes = max_body_bytes
         self._send_timeout_s = send_timeout_s
@@ -51,23 +62,24 @@ class TaskEndpoints:
         """`POST` makes a task of that name, `GET` shows the task of that id, `DELETE` cancels it."""
         match scope["method"]:
             case "POST":
-                await answer(self._create(scope["path_params"]["task_id"], receive, send), send)
+                work = partial(self._create, scope["path_params"]["task_id"])
+                await self._door.answer(CREATE, scope, receive, send, work)
             case "GET":
-                await answer(self._show(scope, send), send)
+                await self._door.answer(SHOW, scope, receive, send, self._show)
             case _:
-                await answer(self._cancel(scope, send), send)
+                await self._door.answer(CANCEL, scope, receive, send, self._cancel)
 
-    async def result(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    async def result(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` answers with a task's result, whole."""
-        await answer(self._result(scope, send), send)
+        await self._door.answer(RESULT, scope, receive, send, self._result)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` streams a task's channel."""
-        await answer(self._stream(scope, receive, send), send)
+        await self._door.answer(STREAM, scope, receive, send, self._stream)
 
-    async def analyse(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def analyse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/analyse` makes the task of that name."""
-        await answer(self._create("analyse", receive, send), send)
+        await self._door.answer(CREATE, scope, receive, send, partial(self._create, "analyse"))
 
     async def summarise(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/summarise` answers with a summary, or with the task that makes it where the client prefers that.
@@ -75,45 +87,56 @@ class TaskEndpoints:
         prefers = b",".join(value for name, value in scope["headers"] if name == b"prefer").lower()
         if RESPOND_ASYNC in {one.partition(b";")[0].strip() for one in prefers.split(b",")}:
             applied = [(b"preference-applied", RESPOND_ASYNC)]
-            await answer(self._create("summarise", receive, send, applied), send)
+            work = partial(self._create, "summarise", headers=applied)
+            await self._door.answer(CREATE, scope, receive, send, work)
         else:
-            await answer(self._summarise(receive, send), send)
+            await self._door.answer(SUMMARISE, scope, receive, send, self._summarise)
 
-    async def _create(self, name: str, receive: Receive, send: Send, headers: Headers | None = None) -> None:
+    async def _create(
+        self,
+        name: str,
+        access: Access,
+        _scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._connections.check_open()
         given = _json(await read_body(receive, self._max_body_bytes))
-        task_id = await self._engine.create_task(ANONYMOUS, name, given)
+        access.session_id = task_id = await self._engine.create_task(access.principal, name, given)
         location = (b"location", f"/v1/tasks/{task_id}".encode())
         body = {"task_id": task_id, "status": "pending"}
-        await send_json(send, body, status=202, headers=[location, *(headers or ())])
+        await send_json(send, body, status=202, headers=[location, *headers])
 
-    async def _show(self, scope: Scope, send: Send) -> None:
-        async with self._task(scope) as (live, task_id):
+    async def _show(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
+        async with self._task(access, scope) as (live, task_id):
             created = await read_created(live.store, live.id, live.state.tasks[task_id].position)
             record = await read_record(live.store, live.id, task_id)
         await send_json(send, record.snapshot(created))
 
-    async def _cancel(self, scope: Scope, send: Send) -> None:
-        async with self._task(scope) as (live, task_id):
-            await self._engine.execute(live, TaskCancel(task_id=task_id), ANONYMOUS)
+    async def _cancel(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
+        async with self._task(access, scope) as (live, task_id):
+            await self._engine.execute(live, TaskCancel(task_id=task_id), access.principal)
         await send_json(send, {"task_id": task_id, "accepted": True}, status=202)
 
-    async def _result(self, scope: Scope, send: Send) -> None:
-        async with self._task(scope) as (live, task_id):
+    async def _result(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
+        async with self._task(access, scope) as (live, task_id):
             record = await read_record(live.store, live.id, task_id)
         if record.done is None or record.done.result_json is None:
             raise ConflictError("no_result", "The task has no result, or none yet.", param="task_id")
         headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
         await send_answer(send, 200, headers, record.done.result_json.encode())
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._connections.check_open()
-        async with self._task(scope) as (live, task_id):
-            stream = TaskStream(live, task_id, send, send_timeout_s=self._send_timeout_s)
+    async def _stream(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
+        self._connections.admit()
+        async with self._task(access, scope) as (live, task_id):
+            stream = TaskStream(live, task_id, access.principal, send, send_timeout_s=self._send_timeout_s)
             await stream.open(read_position(scope, task_id))
-            await while_connected(receive, stream.run())
+            access.tell()
+            with self._connections.holding(stream):
+                await while_connected(receive, stream.run())
 
-    async def _summarise(self, receive: Receive, send: Send) -> None:
+    async def _summarise(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
         self._connections.check_open()
         given = _json(await read_body(receive, self._max_body_bytes))
         document = msgspec.json.decode(SUMMARISER.check("summarise", given), type=Document)
@@ -124,14 +147,15 @@ class TaskEndpoints:
         await while_connected(receive, work())
 
     @asynccontextmanager
-    async def _task(self, scope: Scope) -> AsyncIterator[tuple[LiveSession, str]]:
+    async def _task(self, access: Access, scope: Scope) -> AsyncIterator[tuple[LiveSession, str]]:
         """The session of the task that a path names, and the task's id. Raises `NotFound`."""
         task_id: str = scope["path_params"]["task_id"]
         is_alone = "session_id" not in scope["path_params"]
         if is_alone and not is_task_id(task_id):
             raise task_not_found()
         try:
-            async with self._engine.hub.use(task_id if is_alone else session_id_in(scope)) as live:
+            session_id = task_id if is_alone else session_id_in(scope)
+            async with self._engine.use(session_id, access.principal) as live:
                 if task_id not in live.state.tasks:
                     await live.refresh()
                 if task_id not in live.state.tasks:

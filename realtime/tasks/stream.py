@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 from starlette.types import Scope, Send
 
+from realtime.access.principal import Principal
 from realtime.cursor import Cursor, Start
 from realtime.doorbell import Doorbell
 from realtime.errors import InvalidRequest, RealtimeError, StoreError, task_not_found
+from realtime.feed import Closing
 from realtime.http import STREAM_HEADERS, send_nothing
 from realtime.live import RETRY_S, UNBEGUN, LiveSession
 from realtime.opening import read_stream_opening
-from realtime.protocol import SESSION_CHANNEL, ServerMessage
+from realtime.protocol import SESSION_CHANNEL, CloseCode, ServerMessage, SessionGoingAway
 from realtime.sse import COMMENT_S, RETRY_MS, encode_event
 
 
 class TaskStream:
-    """One answer with a task's events. `open` is to be called first, then `run`."""
+    """One answer with a task's events: a `Held` connection. `open` is to be called first, then `run`."""
 
-    def __init__(self, live: LiveSession, task_id: str, send: Send, *, send_timeout_s: float) -> None:
+    def __init__(
+        self, live: LiveSession, task_id: str, principal: Principal, send: Send, *, send_timeout_s: float
+    ) -> None:
+        self.principal = principal
+        self.is_warned = True  # there is no word for that in a task's channel
+        self.sending_since = math.inf  # it lets go of a client that stalls by itself
+        self.name = task_id
+        self.session_id = live.id
         self._live = live
         self._task_id = task_id
         self._asgi_send = send
         self._send_timeout_s = send_timeout_s
         self._bell = Doorbell()
         self._cursor: Cursor | None = None
+        self._closing: Closing | None = None
 
     async def open(self, position: int | None) -> None:
         """Begin after `position` (`None`: at the start). Raises the store's errors."""
@@ -55,9 +66,22 @@ class TaskStream:
         finally:
             self._live.bells.discard(self._bell)
 
+    def warn(self) -> None:
+        """Nobody is warned here."""
+
+    def send_away(self, _message: SessionGoingAway) -> None:
+        """End it where another instance can go on with it: an `EventSource` comes back by itself."""
+        if self._live.store.shared:
+            self.drop(Closing(CloseCode.TRY_AGAIN_LATER, by_server=True))
+
+    def drop(self, closing: Closing) -> None:
+        """End it, and tell the client of the closing's error."""
+        self._closing = closing
+        self._bell.ring()
+
     async def _follow(self, cursor: Cursor, patience: asyncio.Timeout) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while self._closing is None:
             try:
                 event = await cursor.next(loop.time())
             except StoreError:
@@ -72,6 +96,9 @@ class TaskStream:
                 raise task_not_found()
             else:
                 await self._wait(loop.time() + COMMENT_S, patience)
+        if self._closing.error is not None:
+            raise self._closing.error
+        await self._send(b"", patience, more=False)
 
     async def _wait(self, until: float, patience: asyncio.Timeout) -> None:
         await self._bell.wait(until)

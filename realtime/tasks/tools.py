@@ -44,7 +44,13 @@ class TaskTools:
             return ToolResult(call.id, error.message, is_error=True)
         task = TaskRef(live.id, new_id("task"), call.name)
         created = task_created(
-            task.task_id, call.name, task_input, user=response.user, now=timestamp(), response_id=response.id
+            task.task_id,
+            call.name,
+            task_input,
+            user=response.user,
+            payer=response.payer,
+            now=timestamp(),
+            response_id=response.id,
         )
         creating = asyncio.create_task(self._create(live, task, created, response.user))
         try:

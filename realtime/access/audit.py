@@ -1,0 +1,73 @@
+"""The audit log: one line for each access, of who, which session, what, from where, and whether it was allowed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from realtime.access.principal import Principal
+from realtime.errors import RealtimeError
+from realtime.observe import logs
+from realtime.protocol import AuthRefresh, Command, RateLimit
+
+PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+REFUSALS = frozenset(
+    {"authentication_error", "permission_error", "not_found_error", "rate_limit_error", "budget_error"}
+)
+"""The types of errors that mean: not allowed. After any other the access was allowed, and came to nothing."""
+
+
+def tag_of(message: Command | AuthRefresh) -> str:
+    """The type by which a client names a message."""
+    return str(message.__struct_config__.tag)
+
+
+class Audit:
+    """Where accesses are told. With `hides_sessions` a session's id is told as a hash: it is a credential itself."""
+
+    def __init__(self, *, hides_sessions: bool) -> None:
+        self._hides_sessions = hides_sessions
+
+    def name_of(self, session_id: str) -> str:
+        """What a session is called in the log. What can't be an id is never told as it is."""
+        if not self._hides_sessions and PLAIN_ID.fullmatch(session_id):
+            return session_id
+        return "#" + hashlib.blake2b(session_id.encode(errors="replace"), digest_size=8).hexdigest()
+
+
+class Access:
+    """One access, which is told once. Who asks, and of which session, may become known on the way.
+
+    `limits` is how much of what was asked for is left, for the client to be told.
+    """
+
+    __slots__ = ("_address", "_audit", "_is_told", "action", "limits", "principal", "session_id")
+
+    def __init__(self, audit: Audit, action: str, *, address: str, session_id: str | None = None) -> None:
+        self.action = action
+        self.principal = Principal(user="", address=address)
+        self.session_id = session_id
+        self.limits: list[RateLimit] = []
+        self._audit = audit
+        self._address = address
+        self._is_told = False
+
+    @classmethod
+    def of_message(cls, audit: Audit, message: Command | AuthRefresh, principal: Principal, session_id: str) -> Access:
+        """The access that a client's message to its session is."""
+        access = cls(audit, tag_of(message), address=principal.address, session_id=session_id)
+        access.principal = principal
+        return access
+
+    def tell(self, error: RealtimeError | None = None) -> None:
+        """Say in the audit log that it was allowed, or that `error` has refused it. The first call counts."""
+        if not self._is_told:
+            self._is_told = True
+            logs.audit(
+                self.action,
+                user=self.principal.user or None,
+                session=self._audit.name_of(self.session_id) if self.session_id else None,
+                address=self._address,
+                allowed=error is None or error.type not in REFUSALS,
+                code=error.code if error else None,
+            )

@@ -1,0 +1,160 @@
+"""Lets requests in: who asks, by which token, whether they may at all; and each of them is told in the audit log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from http.cookies import CookieError, SimpleCookie
+
+from msgspec import Struct
+from starlette.types import Message, Receive, Scope, Send
+
+from realtime.access.addresses import client_address
+from realtime.access.audit import Access, Audit
+from realtime.access.origins import is_from_page
+from realtime.access.principal import SESSION, Principal
+from realtime.access.revocations import Revocations
+from realtime.access.rules import check_no_guest, check_scope
+from realtime.access.tokens import LEEWAY_S, Claims, Verifier
+from realtime.errors import AuthenticationError, InvalidRequest, RealtimeError
+from realtime.http import Headers, send_error
+from realtime.protocol import RateLimit
+
+COOKIE = "realtime_token"
+BEARER_PROTOCOL = "bearer."
+"""What comes before the token where it is offered as a subprotocol, because a browser can set no header."""
+
+
+class Action(Struct, frozen=True):
+    """What is asked for over HTTP: its name in the audit log, the scope that it needs (`None`: any token will do), and
+    whether a guest of a session may."""
+
+    name: str
+    scope: str | None = SESSION
+    guests: bool = False
+
+
+class Door:
+    """Where every request comes in. Without a `verifier` everybody is anonymous, and a token counts for nothing."""
+
+    def __init__(self, verifier: Verifier | None, revocations: Revocations) -> None:
+        self.audit = Audit(hides_sessions=verifier is None)
+        self._verifier = verifier
+        self._revocations = revocations
+
+    def access(self, action: str, scope: Scope, session_id: str | None = None) -> Access:
+        """An access that begins, to be told in the audit log."""
+        return Access(self.audit, action, address=client_address(scope), session_id=session_id)
+
+    async def identify(self, scope: Scope, session_id: str | None = None) -> Principal:
+        """Who sends a request, for `session_id`. Raises `AuthenticationError`, and `Unavailable` where that can't be
+        found out now."""
+        address = client_address(scope)
+        if self._verifier is None:
+            return Principal(address=address)
+        token = token_in(scope)
+        if token is None:
+            raise AuthenticationError("token_required", "A token is needed: as a bearer, a subprotocol or a cookie.")
+        principal = _principal(await self._verifier.verify(token), address)
+        self._revocations.check(principal, session_id)
+        return principal
+
+    async def refresh(self, principal: Principal, token: str, session_id: str) -> Principal:
+        """The principal of a connection once it has another token, which must not widen what it may do.
+
+        Raises `AuthenticationError`, `InvalidRequest` where tokens count for nothing, and `Unavailable`.
+        """
+        if self._verifier is None:
+            raise InvalidRequest("no_authentication", "This server knows no tokens.")
+        fresh = _principal(await self._verifier.verify(token), principal.address)
+        self._revocations.check(fresh, session_id)
+        if fresh.user != principal.user:
+            raise AuthenticationError("token_widens", "The token is another user's.", param="token")
+        if fresh.session_id != principal.session_id and (principal.session_id or fresh.session_id != session_id):
+            raise AuthenticationError("token_widens", "The token is for another session.", param="token")
+        if not fresh.scopes <= principal.scopes:
+            raise AuthenticationError("token_widens", "The token has scopes that the one before had not.", param="token")
+        return fresh
+
+    async def answer(
+        self,
+        action: Action,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        work: Callable[[Access, Scope, Receive, Send], Awaitable[None]],
+    ) -> None:
+        """Answer an HTTP request by `work`, or with the error that refuses it; tell the access in the audit log."""
+        session_id = scope["path_params"].get("session_id")
+        access = self.access(action.name, scope, session_id)
+        send = _with_limits(send, access)
+        try:
+            access.principal = await self.identify(scope, session_id)
+            if action.scope is not None:
+                check_scope(access.principal, action.scope)
+            if not action.guests:
+                check_no_guest(access.principal)
+            await work(access, scope, receive, send)
+        except RealtimeError as error:
+            access.tell(error)
+            await send_error(send, error)
+        finally:
+            access.tell()
+
+
+def token_in(scope: Scope) -> str | None:
+    """The token that comes with a request: of the header, else the subprotocol, else the cookie. Raises
+    `AuthenticationError` for a header that is none."""
+    headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    if headers:
+        kind, _, token = headers[0].partition(" ")
+        if len(headers) > 1 or kind.lower() != "bearer" or not token.strip():
+            raise AuthenticationError("invalid_token", "The Authorization header has to be: Bearer, and a token.")
+        return token.strip()
+    offered = [one for one in scope.get("subprotocols", ()) if one.startswith(BEARER_PROTOCOL)]
+    if offered:
+        return str(offered[0].removeprefix(BEARER_PROTOCOL))
+    return _cookie_in(scope) if is_from_page(scope) else None
+
+
+def _cookie_in(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            try:
+                cookies = SimpleCookie(value.decode("latin-1"))
+            except CookieError:
+                continue
+            if COOKIE in cookies:
+                return cookies[COOKIE].value
+    return None
+
+
+def _principal(claims: Claims, address: str) -> Principal:
+    """Who a token makes of a client; one that counts only by the leeway ends with it."""
+    is_over = claims.expires_at <= time.time()
+    return Principal(
+        user=claims.user,
+        address=address,
+        scopes=claims.scopes,
+        session_id=claims.session_id,
+        issued_at=claims.issued_at,
+        expires_at=claims.expires_at + LEEWAY_S if is_over else claims.expires_at,
+    )
+
+
+def _with_limits(send: Send, access: Access) -> Send:
+    """The same, with what is left of limits in the answer's head."""
+
+    async def send_with_limits(message: Message) -> None:
+        if message["type"] == "http.response.start" and access.limits:
+            message = {**message, "headers": [*message["headers"], *limit_headers(access.limits)]}
+        await send(message)
+
+    return send_with_limits
+
+
+def limit_headers(limits: list[RateLimit]) -> Headers:
+    """Limits as draft-ietf-httpapi-ratelimit-headers-10 has them, of the IETF's working group on HTTP APIs."""
+    policies = ", ".join(f'"{one.name}";q={one.limit}' for one in limits)
+    left = ", ".join(f'"{one.name}";r={one.remaining};t={round(one.reset_s)}' for one in limits)
+    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", left.encode())]

@@ -1,0 +1,80 @@
+"""`/v1/auth/cookie` and `/v1/admin/revoke`: the token as a cookie for pages, and what takes tokens back."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.types import Receive, Scope, Send
+
+from realtime.access.audit import Access
+from realtime.access.door import COOKIE, Action, Door, token_in
+from realtime.access.principal import ADMIN
+from realtime.access.revocations import Revocations
+from realtime.decoding import invalid
+from realtime.errors import AuthenticationError, InvalidRequest
+from realtime.http import read_body, send_nothing
+from realtime.protocol import Id
+
+MAX_BODY_BYTES = 4096
+SET_COOKIE = Action("auth.cookie", scope=None, guests=True)
+REVOKE = Action("admin.revoke", ADMIN)
+
+
+class Revocation(Struct, forbid_unknown_fields=True):
+    """Whose tokens count no more: a user's, or all for one session."""
+
+    user: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    session_id: Id | None = None
+
+
+class AccessEndpoints:
+    """The endpoints, each of them an ASGI application."""
+
+    def __init__(self, door: Door, revocations: Revocations) -> None:
+        self._door = door
+        self._revocations = revocations
+
+    async def cookie(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST` makes a cookie of the request's token, `DELETE` forgets it."""
+        if scope["method"] == "DELETE":
+            await send_nothing(send, headers=[_cookie(scope, "", 0)])
+        else:
+            await self._door.answer(SET_COOKIE, scope, receive, send, self._set_cookie)
+
+    async def revoke(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST` takes tokens back: their connections are closed on every instance."""
+        await self._door.answer(REVOKE, scope, receive, send, self._revoke)
+
+    async def _set_cookie(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
+        token = token_in(scope)
+        expires_at = access.principal.expires_at
+        if token is None or expires_at is None:
+            raise AuthenticationError("no_authentication", "This server knows no tokens.")
+        await send_nothing(send, headers=[_cookie(scope, token, max(0, int(expires_at - time.time())))])
+
+    async def _revoke(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
+        asked = _decoded(await read_body(receive, MAX_BODY_BYTES))
+        access.session_id = asked.session_id
+        await self._revocations.revoke(user=asked.user, session_id=asked.session_id)
+        await send_nothing(send)
+
+
+def _cookie(scope: Scope, token: str, max_age_s: int) -> tuple[bytes, bytes]:
+    secure = "; Secure" if scope.get("scheme") == "https" else ""
+    text = f"{COOKIE}={token}; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"
+    return b"set-cookie", text.encode("latin-1")
+
+
+def _decoded(body: bytes) -> Revocation:
+    try:
+        asked = msgspec.json.decode(body, type=Revocation)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise InvalidRequest("invalid_json", "The body is not JSON.") from None
+    if (asked.user is None) == (asked.session_id is None):
+        raise InvalidRequest("invalid_message", "Give either user or session_id.", param="user")
+    return asked
