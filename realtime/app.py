@@ -11,13 +11,13 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from realtime.access.edge import edge
 from realtime.connections import Connections
 from realtime.drain import Drain, Work
 from realtime.engine import Engine
@@ -25,7 +25,6 @@ from realtime.errors import InvalidRequest, NotFound, RealtimeError, ServerError
 from realtime.http import error_body, error_headers, send_answer, send_error, send_json
 from realtime.observe import logs, metrics
 from realtime.oneshot import OneShots
-from realtime.origins import LOOPBACK, OriginCheck
 from realtime.pace import Pace
 from realtime.parts import Parts, entered, make_parts, make_worker
 from realtime.protocol import Session
@@ -49,8 +48,7 @@ STATIC = next(folder for folder in (_HERE / "static", _HERE.parent / "static") i
 PAGE_HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
+    b"permissions-policy": b"camera=(), display-capture=(), geolocation=(), microphone=(self), payment=(), usb=()",
     b"cache-control": b"no-cache",
 }
 
@@ -132,9 +130,9 @@ def create_app(
             Mount("/static", page),
         ],
         exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
-        middleware=[Middleware(OriginCheck, hosts=_hosts(settings), origins=_origins(settings))],
         lifespan=lambda _app: _lifespan(settings, parts, engine, worker, connections),
     )
+    app.middleware_stack = edge(app.build_middleware_stack(), settings)  # outside of what answers with 500, too
     app.state.engine = engine
     app.state.connections = connections
     works: list[Work] = [engine, oneshots] if worker is None else [engine, oneshots, worker]
@@ -147,14 +145,6 @@ def _route(path: str, endpoint: ASGIApp, *methods: str) -> Route:
     route = Route(path, _Endpoint(endpoint), methods=methods)
     route.methods = set(methods)
     return route
-
-
-def _hosts(settings: Settings) -> frozenset[str]:
-    return frozenset({*LOOPBACK, settings.host.lower(), *map(str.lower, settings.allowed_hosts)})
-
-
-def _origins(settings: Settings) -> frozenset[str]:
-    return frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
 
 
 def _defaults(settings: Settings, model: str) -> Session:
@@ -199,7 +189,7 @@ class _Endpoint:
 
 
 class _Page:
-    """Static files, with the headers that a page needs to be safe."""
+    """Static files, with what a page may do."""
 
     def __init__(self, files: StaticFiles) -> None:
         self._files = files

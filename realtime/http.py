@@ -39,6 +39,11 @@ class BodyTooLarge(InvalidRequest):
     status = 413
 
 
+def body_too_large(max_bytes: int) -> BodyTooLarge:
+    """The error for a body that is."""
+    return BodyTooLarge("body_too_large", f"A body may have at most {max_bytes} bytes.")
+
+
 def error_body(error: RealtimeError) -> bytes:
     """`{"error": {…}}` as JSON."""
     answer = _ErrorAnswer(error.type, error.code, error.message, error.param, error.retry_after_ms)
@@ -107,7 +112,7 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
                     raise InvalidRequest("body_incomplete", "The client left within its body.")
                 body += message.get("body", b"")
                 if len(body) > max_bytes:
-                    raise BodyTooLarge("body_too_large", f"A body may have at most {max_bytes} bytes.")
+                    raise body_too_large(max_bytes)
                 if not message.get("more_body"):
                     return bytes(body)
     except TimeoutError:

@@ -194,7 +194,11 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
 
 
 class PunctualHttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with a deadline for the head of each request."""
+    """uvicorn's HTTP protocol, with a deadline for the head of each request.
+
+    What comes after an answer and is no head, such as the rest of a body that nobody wanted, or empty lines, puts off
+    uvicorn's timeout again and again. It does not put off this one.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -212,6 +216,12 @@ class PunctualHttpProtocol(HttpToolsProtocol):
         """Its head is whole."""
         self._forget_deadline()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """It is answered: another may follow."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""

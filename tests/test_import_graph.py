@@ -23,7 +23,7 @@ LAYERS = (
     ("turn", "snapshot", "call"),
     ("engine",),
     ("asides", "inbox", "feed", "upkeep"),
-    ("connection", "sse", "http", "origins"),
+    ("connection", "sse", "http", "access"),
     ("connections",),
     ("websocket", "oneshot", "sessions"),
     ("tasks",),
