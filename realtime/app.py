@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from realtime.access.admission import Admission
+from realtime.access.door import Door
 from realtime.access.edge import edge
+from realtime.access.endpoints import AccessEndpoints
+from realtime.access.revocations import Revocations
 from realtime.connections import Connections
 from realtime.drain import Drain, Work
 from realtime.engine import Engine
@@ -26,7 +29,8 @@ from realtime.http import error_body, error_headers, send_answer, send_error, se
 from realtime.observe import logs, metrics
 from realtime.oneshot import OneShots
 from realtime.pace import Pace
-from realtime.parts import Parts, entered, make_parts, make_worker
+from realtime.page import Page
+from realtime.parts import Parts, entered, make_admission, make_parts, make_worker
 from realtime.protocol import Session
 from realtime.responders.base import Responder
 from realtime.session import Limits
@@ -41,16 +45,18 @@ from realtime.turn import Turns
 from realtime.upkeep import Upkeep
 from realtime.websocket import RealtimeSocket
 
-_HERE = Path(__file__).parent
-STATIC = next(folder for folder in (_HERE / "static", _HERE.parent / "static") if folder.is_dir())
-"""The page: inside the package where it was installed, beside it in a checkout."""
 
-PAGE_HEADERS = {
-    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    b"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    b"permissions-policy": b"camera=(), display-capture=(), geolocation=(), microphone=(self), payment=(), usb=()",
-    b"cache-control": b"no-cache",
-}
+class _Site(Struct, frozen=True):
+    """What the endpoints share."""
+
+    settings: Settings
+    parts: Parts
+    connections: Connections
+    revocations: Revocations
+    door: Door
+    admission: Admission
+    limits: Limits
+    engine: Engine
 
 
 def create_app(
@@ -67,13 +73,52 @@ def create_app(
     """
     settings = settings or load_settings()
     mimetypes.init()  # reads files, which the first answer with a static file would otherwise do in the event loop
-    parts = make_parts(settings, responder, tasks)
-    store, model = parts.store, parts.model
-    limits = Limits(frozenset({model.default_model, *settings.allowed_models}), settings.max_output_tokens)
-    desk = Desk(parts.registry, store, parts.queue, ttl_s=settings.task_ttl_s)
+    site = _site(settings, make_parts(settings, responder, tasks))
+    worker = None if site.parts.store.shared else make_worker(site.parts, settings)
+    oneshots = OneShots(
+        site.parts.model,
+        site.limits,
+        site.door,
+        site.admission,
+        max_body_bytes=settings.max_body_bytes,
+        send_timeout_s=settings.send_timeout_s,
+    )
+    app = Starlette(
+        routes=[*_session_routes(site), *_task_routes(site), *_other_routes(site, oneshots)],
+        exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
+        lifespan=lambda _app: _lifespan(site, worker),
+    )
+    app.middleware_stack = edge(app.build_middleware_stack(), settings)  # outside of what answers with 500, too
+    app.state.engine = site.engine
+    app.state.connections = site.connections
+    works: list[Work] = [site.engine, oneshots] if worker is None else [site.engine, oneshots, worker]
+    app.state.drain = Drain(site.connections, works, drain_s=settings.drain_s, shared=site.parts.store.shared)
+    return app
+
+
+def _site(settings: Settings, parts: Parts) -> _Site:
+    connections = Connections(max_connections=settings.max_connections, send_timeout_s=settings.send_timeout_s)
+    revocations = Revocations(parts.register, lambda: connections.drop_revoked(revocations.covers))
+    admission = make_admission(parts, settings)
+    models = frozenset({parts.model.default_model, *settings.allowed_models})
+    limits = Limits(models, settings.max_output_tokens)
+    return _Site(
+        settings=settings,
+        parts=parts,
+        connections=connections,
+        revocations=revocations,
+        door=Door(parts.verifier, revocations),
+        admission=admission,
+        limits=limits,
+        engine=_engine(settings, parts, admission, limits),
+    )
+
+
+def _engine(settings: Settings, parts: Parts, admission: Admission, limits: Limits) -> Engine:
+    desk = Desk(parts.registry, parts.store, parts.queue, ttl_s=settings.task_ttl_s)
     turns = Turns(
         instance=parts.lease.instance,
-        responder=model.responder,
+        responder=parts.model.responder,
         journal=parts.journal,
         pace=Pace(),
         idle_timeout_s=settings.upstream_idle_timeout_s,
@@ -81,63 +126,68 @@ def create_app(
         truncation=settings.truncation,
         report=logs.report,
         tools=TaskTools(desk),
+        till=parts.till,
+        prices=parts.model.prices,
     )
-    engine = Engine(
-        store,
+    return Engine(
+        parts.store,
         turns,
         desk,
-        defaults=_defaults(settings, model.default_model),
+        admission,
+        defaults=_defaults(settings, parts.model.default_model),
         limits=limits,
         ttl_s=settings.session_ttl_s,
     )
-    worker = None if store.shared else make_worker(parts, settings)
-    connections = Connections(max_connections=settings.max_connections, send_timeout_s=settings.send_timeout_s)
-    sessions = Sessions(engine, connections, max_message_bytes=settings.max_message_bytes)
-    oneshots = OneShots(
-        model,
-        limits,
-        max_body_bytes=settings.max_body_bytes,
-        send_timeout_s=settings.send_timeout_s,
+
+
+def _session_routes(site: _Site) -> list[BaseRoute]:
+    socket = RealtimeSocket(site.engine, site.connections, site.door, site.admission)
+    most_bytes = site.settings.max_message_bytes
+    sessions = Sessions(site.engine, site.connections, site.door, site.admission, max_message_bytes=most_bytes)
+    return [
+        WebSocketRoute("/v1/realtime", socket),
+        _route("/v1/sessions", sessions.collection, "POST"),
+        _route("/v1/sessions/{session_id}", sessions.session, "GET", "DELETE"),
+        _route("/v1/sessions/{session_id}/events", sessions.events, "GET", "POST"),
+    ]
+
+
+def _task_routes(site: _Site) -> list[BaseRoute]:
+    tasks = TaskEndpoints(
+        site.engine,
+        site.connections,
+        site.door,
+        site.admission,
+        site.parts.model,
+        max_body_bytes=site.settings.max_body_bytes,
+        send_timeout_s=site.settings.send_timeout_s,
     )
-    endpoints = TaskEndpoints(
-        engine,
-        connections,
-        model,
-        max_body_bytes=settings.max_body_bytes,
-        send_timeout_s=settings.send_timeout_s,
-    )
-    page = _Page(StaticFiles(directory=STATIC, html=True))
-    app = Starlette(
-        routes=[
-            WebSocketRoute("/v1/realtime", RealtimeSocket(engine, connections)),
-            _route("/v1/sessions", sessions.collection, "POST"),
-            _route("/v1/sessions/{session_id}", sessions.session, "GET", "DELETE"),
-            _route("/v1/sessions/{session_id}/events", sessions.events, "GET", "POST"),
-            _route("/v1/sessions/{session_id}/tasks/{task_id}", endpoints.task, "GET", "DELETE"),
-            _route("/v1/sessions/{session_id}/tasks/{task_id}/events", endpoints.events, "GET"),
-            _route("/v1/sessions/{session_id}/tasks/{task_id}/result", endpoints.result, "GET"),
-            _route("/v1/tasks/{task_id}", endpoints.task, "POST", "GET", "DELETE"),
-            _route("/v1/tasks/{task_id}/events", endpoints.events, "GET"),
-            _route("/v1/tasks/{task_id}/result", endpoints.result, "GET"),
-            _route("/v1/analyse", endpoints.analyse, "POST"),
-            _route("/v1/summarise", endpoints.summarise, "POST"),
-            Route("/v1/stream", _Endpoint(oneshots.stream), methods=["POST"]),
-            Route("/v1/complete", _Endpoint(oneshots.complete), methods=["POST"]),
-            Route("/healthz", _Endpoint(_alive), methods=["GET"]),
-            Route("/readyz", _Endpoint(partial(_ready, store, connections)), methods=["GET"]),
-            Route("/metrics", _Endpoint(_metrics), methods=["GET"]),
-            Route("/", page),
-            Mount("/static", page),
-        ],
-        exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
-        lifespan=lambda _app: _lifespan(settings, parts, engine, worker, connections),
-    )
-    app.middleware_stack = edge(app.build_middleware_stack(), settings)  # outside of what answers with 500, too
-    app.state.engine = engine
-    app.state.connections = connections
-    works: list[Work] = [engine, oneshots] if worker is None else [engine, oneshots, worker]
-    app.state.drain = Drain(connections, works, drain_s=settings.drain_s, shared=store.shared)
-    return app
+    return [
+        _route("/v1/sessions/{session_id}/tasks/{task_id}", tasks.task, "GET", "DELETE"),
+        _route("/v1/sessions/{session_id}/tasks/{task_id}/events", tasks.events, "GET"),
+        _route("/v1/sessions/{session_id}/tasks/{task_id}/result", tasks.result, "GET"),
+        _route("/v1/tasks/{task_id}", tasks.task, "POST", "GET", "DELETE"),
+        _route("/v1/tasks/{task_id}/events", tasks.events, "GET"),
+        _route("/v1/tasks/{task_id}/result", tasks.result, "GET"),
+        _route("/v1/analyse", tasks.analyse, "POST"),
+        _route("/v1/summarise", tasks.summarise, "POST"),
+    ]
+
+
+def _other_routes(site: _Site, oneshots: OneShots) -> list[BaseRoute]:
+    access = AccessEndpoints(site.door, site.revocations)
+    page = Page()
+    return [
+        _route("/v1/stream", oneshots.stream, "POST"),
+        _route("/v1/complete", oneshots.complete, "POST"),
+        _route("/v1/auth/cookie", access.cookie, "POST", "DELETE"),
+        _route("/v1/admin/revoke", access.revoke, "POST"),
+        Route("/healthz", _Endpoint(_alive), methods=["GET"]),
+        Route("/readyz", _Endpoint(partial(_ready, site.parts.store, site.connections)), methods=["GET"]),
+        Route("/metrics", _Endpoint(_metrics), methods=["GET"]),
+        Route("/", page),
+        Mount("/static", page),
+    ]
 
 
 def _route(path: str, endpoint: ASGIApp, *methods: str) -> Route:
@@ -163,19 +213,31 @@ def _defaults(settings: Settings, model: str) -> Session:
 
 
 @asynccontextmanager
-async def _lifespan(
-    settings: Settings, parts: Parts, engine: Engine, worker: Worker | None, connections: Connections
-) -> AsyncIterator[None]:
+async def _lifespan(site: _Site, worker: Worker | None) -> AsyncIterator[None]:
     """Everything that is shared lives here: the store, the model's client, the journal, the turns and the tasks."""
-    upkeep = Upkeep(engine, parts.lease, ttl_s=settings.session_ttl_s)
+    parts, engine = site.parts, site.engine
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(entered(parts, settings))
+        await stack.enter_async_context(entered(parts, site.settings))
         await stack.enter_async_context(engine)
-        for work in (parts.lease.sign(), upkeep.look(), upkeep.use(), connections.watch(), parts.sweeper.run()):
+        for work in _work(site):
             engine.spawn(work)
         if worker is not None:
             await stack.enter_async_context(worker)
         yield
+
+
+def _work(site: _Site) -> list[Coroutine[Any, Any, None]]:
+    """What goes on for as long as the server does."""
+    parts = site.parts
+    upkeep = Upkeep(site.engine, parts.lease, ttl_s=site.settings.session_ttl_s)
+    return [
+        parts.lease.sign(),
+        upkeep.look(),
+        upkeep.use(),
+        site.connections.watch(),
+        site.revocations.watch(),
+        parts.sweeper.run(),
+    ]
 
 
 class _Endpoint:
@@ -186,24 +248,6 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
-
-
-class _Page:
-    """Static files, with what a page may do."""
-
-    def __init__(self, files: StaticFiles) -> None:
-        self._files = files
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise HTTPException(404)
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *PAGE_HEADERS.items()]
-            await send(message)
-
-        await self._files(scope, receive, send_with_headers)
 
 
 async def _alive(_scope: Scope, _receive: Receive, send: Send) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import assert_never
 
 from msgspec import Struct
 
-from realtime.conversation import estimate_tokens
+from realtime.access.prices import Prices
+from realtime.access.till import Purse, count
 from realtime.errors import UpstreamError
+from realtime.protocol import Usage
 from realtime.responders.answering import answering, checked
 from realtime.responders.base import Finish, Reasoning, Request, Responder, Text, TokenCount, ToolCall, ToolInput
 from realtime.usage import Meter
+
+BUDGET_EXCEEDED = "budget_exceeded"
+"""The stop reason of a call that has cost what there was."""
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):
@@ -22,16 +28,18 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     max_output_tokens: int
     context_tokens: int
     truncation: str
+    prices: Prices
     idle_timeout_s: float
 
 
 class Call:
-    """One call. `texts` makes it; `meter` and `stop_reason` are final at its end."""
+    """One call. `texts` makes it; `meter` and `stop_reason` are final at its end. The `purse` is settled then."""
 
-    def __init__(self, request: Request, settings: ModelSettings) -> None:
+    def __init__(self, request: Request, settings: ModelSettings, purse: Purse) -> None:
         self.request = request
+        self._purse = purse
         self.stop_reason = "end_turn"
-        self.meter = Meter(estimate_tokens(request.instructions, *(message.content for message in request.messages)))
+        self.meter = Meter(request.estimated_tokens())
         self._settings = settings
 
     async def texts(self) -> AsyncGenerator[str, None]:
@@ -39,6 +47,20 @@ class Call:
 
         Raises `UpstreamError`, or whatever else the responder raises.
         """
+        try:
+            async with aclosing(self._texts()) as texts:
+                async for text in texts:
+                    yield text
+        finally:
+            usage = self.usage()
+            self._purse.settle(usage)
+            count(usage)
+
+    def usage(self) -> Usage:
+        """What it has used so far, and what that cost."""
+        return self._settings.prices.priced(self.request.model, self.meter.usage())
+
+    async def _texts(self) -> AsyncGenerator[str, None]:
         settings = self._settings
         async with answering(settings.responder, self.request, idle_s=settings.idle_timeout_s) as answer:
             async for event in answer.events:
@@ -51,9 +73,13 @@ class Call:
                         answer.pause()
                         yield text
                         answer.progress()
+                        if not self._affords():
+                            return
                     case Reasoning(text=text) | ToolInput(text=text):
                         self.meter.thought(text)
                         answer.progress()
+                        if not self._affords():
+                            return
                     case TokenCount():
                         self.meter.counted(event)
                     case ToolCall():
@@ -64,3 +90,10 @@ class Call:
                         return
                     case _:
                         assert_never(event)
+
+    def _affords(self) -> bool:
+        """Whether the purse holds more than was used so far."""
+        if self._purse.is_limited and not self._purse.spend(self.meter.usage()):
+            self.stop_reason = BUDGET_EXCEEDED
+            return False
+        return True

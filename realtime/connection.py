@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 from starlette.types import Message, Receive, Send
 
 from realtime.access.audit import Access
 from realtime.access.door import Door
+from realtime.access.rates import Allowance
 from realtime.decoding import decode, event_id_of
 from realtime.engine import Engine
-from realtime.errors import InvalidRequest, RealtimeError, ServerError
+from realtime.errors import InvalidRequest, RateLimited, RealtimeError, ServerError
 from realtime.feed import CLOSE_TIMEOUT_S, Closing, Feed
 from realtime.inbox import Inbox
 from realtime.live import LiveSession
-from realtime.observe import logs
+from realtime.observe import logs, metrics
 from realtime.opening import Opening
 from realtime.protocol import (
     AuthRefresh,
@@ -25,6 +27,8 @@ from realtime.protocol import (
     Command,
     Ping,
     Pong,
+    RateLimit,
+    RateLimitsUpdated,
     ServerMessage,
     timestamp_of,
 )
@@ -32,6 +36,8 @@ from realtime.viewers import SERVER_ENDED_FLOOR_S
 
 MAX_MALFORMED = 100
 """Malformed messages in a row until a connection is closed."""
+MAX_REFUSED = 100
+"""Messages in a row that came too soon, until a connection is closed."""
 LAST_COMMANDS_S = 1.0
 """How long commands that came before a disconnect may take."""
 SERVER_CODES = frozenset({1001, 1012})
@@ -45,10 +51,28 @@ class _Disconnected(Exception):
 class Connection:
     """One accepted WebSocket, from its first frame to its close; `run` is its life."""
 
-    __slots__ = ("_access", "_asgi_send", "_door", "_engine", "_malformed", "_opening", "_receive", "feed")
+    __slots__ = (
+        "_access",
+        "_allowance",
+        "_asgi_send",
+        "_door",
+        "_engine",
+        "_malformed",
+        "_opening",
+        "_receive",
+        "_refused",
+        "feed",
+    )
 
     def __init__(
-        self, opening: Opening, access: Access, door: Door, engine: Engine, receive: Receive, send: Send
+        self,
+        opening: Opening,
+        access: Access,
+        door: Door,
+        allowance: Allowance,
+        engine: Engine,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self.feed = Feed(opening, access.principal)
         self._opening = opening
@@ -57,7 +81,9 @@ class Connection:
         self._engine = engine
         self._receive = receive
         self._asgi_send = send
+        self._allowance = allowance
         self._malformed = 0
+        self._refused = 0
 
     async def run(self) -> None:
         """Attach, serve, and close. Returns when the client is gone or the close frame is sent."""
@@ -96,7 +122,9 @@ class Connection:
                 sender = group.create_task(self._send_all(live))
                 disconnect = await self._read_all(inbox)
                 self.feed.left(SERVER_ENDED_FLOOR_S if _by_server(disconnect) else 0.0)
-                await inbox.finish(LAST_COMMANDS_S)
+                await inbox.finish(MAX_REFUSED = 100
+"""Messages in a row that came too soon, until a connection is closed."""
+LAST_COMMANDS_S)
                 sender.cancel()
         except* Closing as ended:
             closing = _first_closing(ended)
@@ -117,6 +145,10 @@ class Connection:
             await self._dispatch(frame, inbox)
 
     async def _dispatch(self, frame: str | bytes, inbox: Inbox) -> None:
+        if wait_s := self._allowance.take(asyncio.get_running_loop().time()):
+            await self._refuse(frame, wait_s)
+            return
+        self._refused = 0
         try:
             message = decode(self._opening.codec, frame)
         except InvalidRequest as error:
@@ -131,21 +163,37 @@ class Connection:
         else:
             await inbox.put(message)
 
+    async def _refuse(self, frame: str | bytes, wait_s: float) -> None:
+        """There are too many messages: this one is not looked at, and after too many of these the connection ends."""
+        self._refused += 1
+        metrics.LIMITS_HIT.labels("messages").inc()
+        retry_after_ms = max(1, round(wait_s * 1000))
+        error = RateLimited("rate_limited", "Too many messages in too short a time.", retry_after_ms=retry_after_ms)
+        if self._refused > MAX_REFUSED:
+            raise Closing.told(error)
+        await self.feed.reply(error.as_message(event_id=event_id_of(self._opening.codec, frame)))
+
     async def _execute(self, live: LiveSession, message: Command | AuthRefresh) -> None:
         access = Access.of_message(self._door.audit, message, self.feed.principal, live.id)
         try:
             if isinstance(message, AuthRefresh):
                 await self._refresh(live, message)
             else:
-                await self._engine.execute(live, message, self.feed.principal)
+                outcome = await self._engine.execute(live, message, self.feed.principal)
+                await self._tell_limits(outcome.limits)
             access.tell()
         except RealtimeError as error:
             access.tell(error)
+            await self._tell_limits(getattr(error, "limits", ()))
             await self.feed.reply(error.as_message(event_id=message.event_id))
         except Exception as error:  # a fault of ours: the client is told that there is one, the log where
             logs.report(error)
             failure = ServerError("internal_error", "Something went wrong here.")
             await self.feed.reply(failure.as_message(event_id=message.event_id))
+
+    async def _tell_limits(self, limits: Sequence[RateLimit]) -> None:
+        if limits:
+            await self.feed.reply(RateLimitsUpdated(rate_limits=list(limits)))
 
     async def _refresh(self, live: LiveSession, message: AuthRefresh) -> None:
         principal = await self._door.refresh(self.feed.principal, message.token, live.id)

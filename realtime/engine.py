@@ -13,10 +13,13 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
+from realtime.access.admission import Admission, Ticket
 from realtime.access.principal import Principal
 from realtime.access.rules import check_may_see, permit
+from realtime.access.till import Purse
 from realtime.background import Background
 from realtime.control import CancelResponse, CancelTask
+from realtime.conversation import Message, messages
 from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable, session_not_found
 from realtime.hub import Hub
 from realtime.live import RETRY_S, LiveSession, Reader
@@ -27,6 +30,7 @@ from realtime.protocol import (
     Command,
     ItemCreated,
     Overrides,
+    RateLimit,
     ResponseCreate,
     ResponseCreated,
     Session,
@@ -49,7 +53,7 @@ from realtime.session import (
 )
 from realtime.store.base import CommandRecord, CommandSeen, Made, PositionConflict, Store, TaskRef, Viewer, Write
 from realtime.tasks.desk import Desk
-from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns, answer_text
+from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns, answer_text, answers, request_of
 
 LATE_S = 5.0
 """How much later than its caller was told of a failure a call to the store may still have its effect."""
@@ -62,6 +66,8 @@ class Outcome(Struct, frozen=True):
 
     made: Made
     duplicate: bool = False
+    limits: Sequence[RateLimit] = ()
+    """How much is left of what was used of the client's limits."""
 
 
 class Engine:
@@ -71,7 +77,15 @@ class Engine:
     """
 
     def __init__(
-        self, store: Store, turns: Turns, desk: Desk, *, defaults: Session, limits: Limits, ttl_s: float
+        self,
+        store: Store,
+        turns: Turns,
+        desk: Desk,
+        admission: Admission,
+        *,
+        defaults: Session,
+        limits: Limits,
+        ttl_s: float,
     ) -> None:
         self.store = store
         self.desk = desk
@@ -81,6 +95,9 @@ class Engine:
         """Whether nothing is started here any more."""
         self._begins_here = ResponseCreate if store.shared else ResponseCreate | TaskCreate
         self._turns = turns
+        self._admission = admission
+        self._admitted: dict[str, dict[str, Purse]] = {}
+        """By session and response: what is held for responses that were created here and do not run yet."""
         self._defaults = defaults
         self._limits = limits
         self._ttl_s = ttl_s
@@ -123,10 +140,14 @@ class Engine:
         await self.store.create(session)
         return session_id
 
-    async def create_task(self, principal: Principal, name: str, given: object) -> str:
-        """Make a task of the principal's that belongs to no session; returns its id. It has a session of its own, which
-        nobody can look at. Raises `NotFound` for a name that there is not, and `InvalidRequest`."""
+    async def create_task(self, principal: Principal, name: str, given: object) -> tuple[str, RateLimit]:
+        """Make a task of the principal's that belongs to no session; returns its id, and what is left of their limit.
+
+        It has a session of its own, which nobody can look at. Raises `NotFound` for a name that there is not,
+        `InvalidRequest`, `RateLimited` and `StoreError`.
+        """
         task_input = self.desk.registry.check(name, given)
+        left = await self._admission.task(principal)
         task_id = new_id("task")
         user = principal.user
         session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
@@ -142,7 +163,7 @@ class Engine:
             self.spawn(self._unmake(task_id))  # it may be there, and nobody knows its id
             raise
         self.spawn(self.desk.submit(task))
-        return task_id
+        return task_id, left
 
     def describe(self, live: LiveSession) -> Session:
         """The session as clients see it now."""
@@ -186,6 +207,21 @@ class Engine:
         digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
         if isinstance(command, TaskCreate):
             command = msgspec.structs.replace(command, task_id=command.task_id or new_id("task"))
+        ticket = self._admission.ticket(principal)
+        try:
+            return await self._execute(live, command, principal, digest, task_input, ticket)
+        finally:
+            ticket.give_back()
+
+    async def _execute(
+        self,
+        live: LiveSession,
+        command: Command,
+        principal: Principal,
+        digest: bytes,
+        task_input: str,
+        ticket: Ticket,
+    ) -> Outcome:
         user = principal.user
         while (seen := await self._seen(live, command, user, digest)) is None:
             try:
@@ -198,16 +234,22 @@ class Engine:
                 if await self._was_behind(live):
                     continue
                 raise
-            writes = _writes(live, decision)  # now: they expect the position that was decided on
+            position = live.state.position  # now: it is the one that was decided on
+            writes = _writes(await self._admit(live, decision, ticket), position)
             made = _made(decision)
             record = CommandRecord(user, command.event_id, digest, made) if command.event_id else None
             try:
                 await asyncio.shield(self._whole(live, self._commit(live, writes, record)))
-                return Outcome(made)
             except PositionConflict:
                 await live.refresh()
             except CommandSeen:
                 continue
+            except (StoreError, asyncio.CancelledError):
+                ticket.drop()  # it may have been carried out
+                raise
+            else:
+                self._keep(live, made, ticket)
+                return Outcome(made, limits=ticket.limits)
         live.doubt()  # whoever sends it again may have had no answer, and this instance may not know what it did
         return Outcome(seen.made, duplicate=True)
 
@@ -251,6 +293,7 @@ class Engine:
 
     def changed(self, live: LiveSession) -> None:
         """Whatever happened to a session: end what has to end."""
+        self._let_go(live)
         if live.gone:
             self._end_all(live, _cancelled(f"session_{live.gone.reason}"))
             self._keep_open(live)
@@ -330,6 +373,49 @@ class Engine:
             expires_at=timestamp(in_s=self._ttl_s),
         )
 
+    async def _admit(self, live: LiveSession, decision: Decision, ticket: Ticket) -> Decision:
+        """The decision with the bill of the response that it makes. Raises the error that refuses it."""
+        events: list[ChannelEvent] = []
+        for event in decision.events:
+            if isinstance(event, ResponseCreated):
+                tokens = partial(self._most_tokens, live, decision.events)
+                event = msgspec.structs.replace(event, bill=await ticket.response(tokens, live.id))
+            elif isinstance(event, TaskCreated):
+                await ticket.task()
+            events.append(event)
+        return msgspec.structs.replace(decision, events=events)
+
+    async def _most_tokens(self, live: LiveSession, events: Sequence[ChannelEvent]) -> int:
+        """The most tokens that the response may use which `events` make."""
+        conversation = messages(live.state, await answers(live))
+        conversation += [Message(event.item.role, event.item.content) for event in events if isinstance(event, ItemCreated)]
+        [overrides] = [event.overrides or Overrides() for event in events if isinstance(event, ResponseCreated)]
+        settings = live.state.session.updated(overrides)
+        most = request_of(settings, conversation, self._turns.tools).most_tokens()
+        return min(most, self._turns.context_tokens + settings.max_output_tokens)
+
+    def _keep(self, live: LiveSession, made: Made, ticket: Ticket) -> None:
+        """Keep what a response holds until it runs, unless it does already or has ended."""
+        purse = ticket.keep()
+        response = live.state.responses.get(made.response_id or "")
+        if purse is not None and response is not None and not self.runs(live.id, response.id):
+            self._admitted.setdefault(live.id, {})[response.id] = purse
+            self._let_go(live)
+
+    def _let_go(self, live: LiveSession) -> None:
+        """Let go of what is held for responses that others have taken over, or that are not there any more."""
+        admitted = self._admitted.get(live.id, {})
+        for response_id, purse in list(admitted.items()):
+            response = live.state.responses[response_id]
+            if response.done or (response.running and response.instance != self.instance):
+                admitted.pop(response_id)
+                purse.drop()
+            elif live.gone:
+                admitted.pop(response_id)
+                purse.settle(None)
+        if not admitted:
+            self._admitted.pop(live.id, None)
+
     async def _commit(self, live: LiveSession, writes: Sequence[Write], record: CommandRecord | None) -> None:
         """Append what was decided, and start what may start."""
         events = [entry for write in writes for entry in write.entries]
@@ -395,6 +481,7 @@ class Engine:
         (turn or self._start(live, response)).stop(end)
 
     def _start(self, live: LiveSession, response: ResponseState) -> Turn:
+        self._admitted.get(live.id, {}).pop(response.id, None)
         turn = self._running.setdefault(live.id, {})[response.id] = Turn(live, response, self._turns)
         self._idle.clear()
         self.hub.retain(live)
@@ -479,10 +566,10 @@ def _made(decision: Decision) -> Made:
     return Made(**ids)
 
 
-def _writes(live: LiveSession, decision: Decision) -> Sequence[Write]:
+def _writes(decision: Decision, position: int) -> Sequence[Write]:
     writes = []
     if decision.events:
-        writes.append(Write(SESSION_CHANNEL, decision.events, expect=live.state.position))
+        writes.append(Write(SESSION_CHANNEL, decision.events, expect=position))
     if decision.cancels:
         writes.append(Write(CONTROL_CHANNEL, decision.cancels))
     return writes

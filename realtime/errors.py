@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copyreg
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from realtime.protocol import CloseCode, ErrorBody, ErrorMessage, Failure
+from realtime.protocol import CloseCode, ErrorBody, ErrorMessage, Failure, RateLimit
 
 
 class RealtimeError(Exception):
@@ -90,11 +91,12 @@ class ConflictError(RealtimeError):
 
 
 class RateLimited(RealtimeError):
-    """Too much, too often, or the server is full."""
+    """Too much, too often, or the server is full. `limits` is how much is left of what there was too much of."""
 
     type = "rate_limit_error"
     status = 429
     close_code = CloseCode.LIMITED
+    limits: Sequence[RateLimit] = ()
 
 
 class Unavailable(RateLimited):

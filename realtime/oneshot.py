@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.admission import Admission
 from realtime.access.audit import Access
 from realtime.access.door import Action, Door
 from realtime.access.principal import ONESHOT
@@ -103,10 +104,18 @@ class OneShots:
     """
 
     def __init__(
-        self, model: ModelSettings, limits: Limits, door: Door, *, max_body_bytes: int, send_timeout_s: float
+        self,
+        model: ModelSettings,
+        limits: Limits,
+        door: Door,
+        admission: Admission,
+        *,
+        max_body_bytes: int,
+        send_timeout_s: float,
     ) -> None:
         self._model = model
         self._door = door
+        self._admission = admission
         self._limits = limits
         self._max_body_bytes = max_body_bytes
         self._send_timeout_s = send_timeout_s
@@ -144,10 +153,15 @@ class OneShots:
         request = self._request(await read_body(receive, self._max_body_bytes))
         if self.draining:
             raise Unavailable("draining", "This instance is shutting down.", retry_after_ms=1000)
-        turn = _Turn(Call(request, self._model))
+        admitted = await self._admission.oneshot(access.principal, request.most_tokens())
+        access.limits = admitted.limits
         access.tell()
-        with self._run(turn):
-            await while_connected(receive, tell(turn, send))
+        turn = _Turn(Call(request, self._model, admitted.purse))
+        try:
+            with self._run(turn):
+                await while_connected(receive, tell(turn, send))
+        finally:
+            admitted.purse.settle(None)  # if it never came to a call
 
     @contextmanager
     def _run(self, turn: _Turn) -> Iterator[None]:
@@ -175,7 +189,7 @@ class OneShots:
         except Exception as error:  # told to the client, and where it is not ours to the log
             await self._send_event(send, _told(error).as_failure(), name="server_error")
         else:
-            await self._send_event(send, _Done(turn.call.meter.usage(), turn.call.stop_reason), name="done")
+            await self._send_event(send, _Done(turn.call.usage(), turn.call.stop_reason), name="done")
 
     async def _complete(self, turn: _Turn, send: Send) -> None:
         try:
@@ -185,7 +199,7 @@ class OneShots:
             await send_error(send, _told(error))
             return
         call = turn.call
-        await send_json(send, Completion(text, call.meter.usage(), call.stop_reason, call.request.model))
+        await send_json(send, Completion(text, call.usage(), call.stop_reason, call.request.model))
 
     async def _send_event(self, send: Send, data: Any, *, name: str = "") -> None:
         event = f"event: {name}\n".encode() if name else b""

@@ -9,6 +9,15 @@ from typing import Any
 
 from msgspec import Struct
 
+from realtime.access.admission import Admission, Most
+from realtime.access.keeper import Keeper
+from realtime.access.ledger import Ledger
+from realtime.access.ledger_memory import MemoryLedger
+from realtime.access.prices import parse_prices
+from realtime.access.rates import MemoryRates, Rates, parse_rate
+from realtime.access.revocations import MemoryRegister, Register
+from realtime.access.till import Allowances, Till, parse_budget
+from realtime.access.tokens import Verifier, make_verifier
 from realtime.call import ModelSettings
 from realtime.errors import StoreError
 from realtime.journal import Journal
@@ -46,6 +55,12 @@ class Parts(Struct, frozen=True):
     journal: Journal
     lease: Lease
     sweeper: Sweeper
+    verifier: Verifier | None
+    register: Register
+    rates: Rates
+    ledger: Ledger
+    keeper: Keeper
+    till: Till
 
 
 def make_parts(settings: Settings, responder: Responder | None, tasks: Sequence[Callable[..., Any]]) -> Parts:
@@ -54,6 +69,8 @@ def make_parts(settings: Settings, responder: Responder | None, tasks: Sequence[
     registry = _registry(settings, tasks)
     queue = _queue(settings, registry)
     shortest_s = _shortest_ttl_s(settings)
+    ledger = _ledger(settings)
+    keeper = Keeper(ledger)
     return Parts(
         store=store,
         model=_model(settings, responder),
@@ -62,12 +79,31 @@ def make_parts(settings: Settings, responder: Responder | None, tasks: Sequence[
         journal=Journal(store, interval_s=settings.journal_interval_ms / 1000),
         lease=Lease(store, new_id("inst"), lease_s=settings.lease_s),
         sweeper=Sweeper(store, queue, again_s=min(SWEEP_S, shortest_s / LOOKS_PER_TTL)),
+        verifier=make_verifier(settings),
+        register=_register(settings),
+        rates=_rates(settings),
+        ledger=ledger,
+        keeper=keeper,
+        till=Till(ledger, keeper, _allowances(settings)),
     )
+
+
+def make_admission(parts: Parts, settings: Settings) -> Admission:
+    """What limits clients."""
+    most = Most(
+        connections_per_user=settings.max_connections_per_user,
+        connections_per_address=settings.max_connections_per_address,
+        responses=parse_rate(settings.rate_responses),
+        oneshots=parse_rate(settings.rate_oneshots),
+        tasks=parse_rate(settings.rate_tasks),
+        messages=parse_rate(settings.rate_messages),
+    )
+    return Admission(most, parts.rates, parts.keeper, parts.till)
 
 
 def make_worker(parts: Parts, settings: Settings) -> Worker:
     """What runs tasks."""
-    kit = Kit(parts.registry, parts.journal, parts.lease, parts.model, ttl_s=settings.task_ttl_s)
+    kit = Kit(parts.registry, parts.journal, parts.lease, parts.model, parts.till, ttl_s=settings.task_ttl_s)
     return Worker(parts.store, parts.queue, kit, ttl_s=_shortest_ttl_s(settings))
 
 
@@ -78,11 +114,29 @@ async def entered(parts: Parts, settings: Settings) -> AsyncIterator[None]:
         await stack.enter_async_context(LoopWatch(settings.loop_block_ms / 1000))
         await stack.enter_async_context(Offloader())
         await stack.enter_async_context(parts.store)
-        if isinstance(parts.model.responder, AbstractAsyncContextManager):
-            await stack.enter_async_context(parts.model.responder)
+        await stack.enter_async_context(parts.rates)
+        await stack.enter_async_context(parts.ledger)
+        await stack.enter_async_context(_running(parts.keeper))
+        for part in (parts.model.responder, parts.verifier, parts.register):
+            if isinstance(part, AbstractAsyncContextManager):
+                await stack.enter_async_context(part)
         await stack.enter_async_context(parts.queue)
         stack.push_async_callback(_resign, parts.store, parts.lease.instance)
         yield
+
+
+@asynccontextmanager
+async def _running(keeper: Keeper) -> AsyncIterator[None]:
+    """Have what is held renewed; at the end what is left is given back, as far as the ledger answers."""
+    renewing = asyncio.create_task(keeper.run(), name="keeper")
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.wait([renewing])
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(RESIGN_S):
+                await keeper.pay_all()
 
 
 async def _resign(store: Store, instance: str) -> None:
@@ -102,6 +156,39 @@ def _store(settings: Settings) -> Store:
     from realtime.store.redis import RedisStore  # its client is loaded only where it is used
 
     return RedisStore(settings.redis_url, **limits)
+
+
+def _register(settings: Settings) -> Register:
+    if not settings.redis_url:
+        return MemoryRegister(keep_s=settings.auth_revocation_s)
+    from realtime.access.revocations_redis import RedisRegister
+
+    return RedisRegister(settings.redis_url, keep_s=settings.auth_revocation_s)
+
+
+def _rates(settings: Settings) -> Rates:
+    if not settings.redis_url:
+        return MemoryRates()
+    from realtime.access.rates_redis import RedisRates
+
+    return RedisRates(settings.redis_url)
+
+
+def _ledger(settings: Settings) -> Ledger:
+    if not settings.redis_url:
+        return MemoryLedger(lease_s=settings.lease_s)
+    from realtime.access.ledger_redis import RedisLedger
+
+    return RedisLedger(settings.redis_url, lease_s=settings.lease_s)
+
+
+def _allowances(settings: Settings) -> Allowances:
+    return Allowances(
+        responses=settings.max_responses_per_user,
+        budget=parse_budget(settings.token_budget),
+        session_tokens=settings.session_token_budget or None,
+        session_ttl_s=settings.session_ttl_s,
+    )
 
 
 def _registry(settings: Settings, tasks: Sequence[Callable[..., Any]]) -> Registry:
@@ -139,6 +226,7 @@ def _model(settings: Settings, responder: Responder | None) -> ModelSettings:
         context_tokens=settings.model_context_tokens,
         truncation=settings.truncation,
         idle_timeout_s=settings.upstream_idle_timeout_s,
+        prices=parse_prices(settings.prices),
     )
 
 

@@ -431,16 +431,26 @@ class ItemTruncated(ChannelEvent, kw_only=True, frozen=True, tag="conversation.i
     item: Truncation
 
 
+class Bill(Struct, kw_only=True, frozen=True):
+    """Who pays for a response: whose limits and budget count, under which id it is held there, how many tokens were
+    reserved, and when, in seconds since the epoch."""
+
+    payer: str
+    hold_id: str
+    tokens: int
+    made_at: float
+
+
 class ResponseCreated(ChannelEvent, kw_only=True, frozen=True, tag="response.created"):
-    """A response was accepted. `overrides`, and the `payer` whose limits count, stay in the log and are not sent."""
+    """A response was accepted. Its `overrides` and its `bill` stay in the log and are not sent."""
 
     response: Response
     overrides: Overrides | None = None
-    payer: str | None = None
+    bill: Bill | None = None
 
     def for_clients(self) -> Self:
         """Without what only servers need."""
-        return msgspec.structs.replace(self, overrides=None, payer=None)
+        return msgspec.structs.replace(self, overrides=None, bill=None)
 
 
 class ResponseInProgress(ChannelEvent, kw_only=True, frozen=True, tag="response.in_progress"):

@@ -20,6 +20,7 @@ from realtime.protocol import (
     MAX_FRAME_BYTES,
     MAX_UNFINISHED_CHANNELS,
     RESERVED_IDS,
+    Bill,
     ChannelEvent,
     Command,
     Item,
@@ -66,9 +67,7 @@ class ResponseState(Struct):
     model: str
     user: str
     overrides: Overrides
-    payer: str | None
-    """Whose limits and budget count."""
-    created_at: str
+    bill: Bill | None
     queued: bool = False
     running: bool = False
     done: bool = False
@@ -212,8 +211,7 @@ class SessionState:
             model=response.model,
             user=response.user,
             overrides=event.overrides or Overrides(),
-            payer=event.payer,
-            created_at=response.created_at,
+            bill=event.bill,
             queued=response.status == "queued",
         )
         self.responses[response.id] = self.unfinished[response.id] = state
@@ -243,7 +241,7 @@ def decide(
 ) -> Decision:
     """What `command` of `user` comes to at time `now` (RFC 3339), or the error that refuses it.
 
-    `payer` is whose limits and budget count for what it makes. `heard` is the answer's text so far, where the command truncates one, `task_input` a task's checked input, as JSON,
+    `payer` is whose limits and budget count for a task. `heard` is the answer's text so far, where the command truncates one, `task_input` a task's checked input, as JSON,
     where it creates one; `expires_at` is told where the session is. Events carry the command's `event_id`.
     """
     if state.closed:
@@ -256,7 +254,7 @@ def decide(
         case ItemTruncate():
             decision = _truncate(state, command, heard)
         case ResponseCreate():
-            decision = _create_response(state, command, user, payer, now, limits)
+            decision = _create_response(state, command, user, now, limits)
         case ResponseCancel():
             decision = _cancel(state, command, heard)
         case TaskCreate():
@@ -295,9 +293,7 @@ def _create_item(state: SessionState, command: ItemCreate, user: str, now: str) 
     return Decision([ItemCreated(item=item, for_event_id=command.event_id)], [])
 
 
-def _create_response(
-    state: SessionState, command: ResponseCreate, user: str, payer: str | None, now: str, limits: Limits
-) -> Decision:
+def _create_response(state: SessionState, command: ResponseCreate, user: str, now: str, limits: Limits) -> Decision:
     response_id = command.response_id or new_id("resp")
     _check_id(response_id, taken=state.knows(response_id), param="response_id")
     overrides = Overrides(**given(command))
@@ -316,8 +312,7 @@ def _create_response(
         metadata=command.metadata or {},
         user=user,
     )
-    created = ResponseCreated(response=response, overrides=overrides, payer=payer, for_event_id=command.event_id)
-    events.append(created)
+    events.append(ResponseCreated(response=response, overrides=overrides, for_event_id=command.event_id))
     interrupts = settings.multitask_strategy == "interrupt"
     return Decision(events, list(_cancel_all(state, command.event_id)) if interrupts else [])
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.admission import Admission
 from realtime.access.audit import Access, tag_of
 from realtime.access.door import Action, Door
 from realtime.access.rules import check_owner
@@ -43,10 +44,13 @@ class Accepted(Struct, kw_only=True, frozen=True, omit_defaults=True):
 class Sessions:
     """The endpoints, each of them an ASGI application: `collection`, `session`, and the session's `events`."""
 
-    def __init__(self, engine: Engine, connections: Connections, door: Door, *, max_message_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, connections: Connections, door: Door, admission: Admission, *, max_message_bytes: int
+    ) -> None:
         self._engine = engine
         self._connections = connections
         self._door = door
+        self._admission = admission
         self._max_message_bytes = max_message_bytes
 
     async def collection(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,6 +97,7 @@ class Sessions:
         command = msgspec.structs.replace(command, event_id=event_id)
         async with self._engine.use(session_id_in(scope), access.principal) as live:
             outcome = await self._engine.execute(live, command, access.principal)
+        access.limits = list(outcome.limits)
         made = msgspec.structs.asdict(outcome.made)
         accepted = Accepted(event_id=event_id, accepted=True, duplicate=outcome.duplicate, **made)
         await send_json(send, accepted, status=202)
@@ -101,8 +106,9 @@ class Sessions:
         self._connections.admit()
         opening = read_stream_opening(scope, session_id_in(scope))
         stream = EventStream(opening, access, self._engine, receive, send)
-        with self._connections.holding(stream.feed):
-            await stream.run()
+        async with self._admission.connection(access.principal, stream.feed.name):
+            with self._connections.holding(stream.feed):
+                await stream.run()
 
 
 def session_id_in(scope: Scope) -> str:

@@ -10,8 +10,11 @@ from typing import Any, assert_never
 import msgspec
 from msgspec import Struct, field
 
-from realtime.conversation import Message, ToolCall, ToolResult, estimate_tokens, fit, messages
-from realtime.errors import ConflictError, RealtimeError, ServerError, StoreError
+from realtime.access.prices import Prices, weighted_tokens
+from realtime.access.till import Till, count
+from realtime.call import BUDGET_EXCEEDED
+from realtime.conversation import Message, ToolCall, ToolResult, fit, messages
+from realtime.errors import BudgetError, ConflictError, RealtimeError, ServerError, StoreError
 from realtime.journal import Journal, Tail
 from realtime.live import RETRY_S, LiveSession
 from realtime.log import Deltas, length
@@ -24,6 +27,8 @@ from realtime.protocol import (
     ResponseDone,
     ResponseInProgress,
     ResponseStatus,
+    Session,
+    Usage,
 )
 from realtime.responders.answering import answering, checked
 from realtime.responders.base import Finish, Reasoning, Request, Responder, Text, TokenCount, ToolInput
@@ -53,6 +58,9 @@ class End(Struct, frozen=True, kw_only=True):
         return cls(status="failed", error=error)
 
 
+OUT_OF_BUDGET = End(status="incomplete", stop_reason=BUDGET_EXCEEDED)
+
+
 class Turns(Struct, frozen=True):
     """What turns need and share. `report` takes the errors that are not ours, for the log."""
 
@@ -65,6 +73,8 @@ class Turns(Struct, frozen=True):
     truncation: str
     report: Callable[[BaseException], None]
     tools: TaskTools
+    till: Till
+    prices: Prices
     abandoned: set[asyncio.Task[None]] = field(default_factory=set)
     """Responders that were stopped and have not ended yet."""
 
@@ -81,7 +91,9 @@ class Turn:
         "_decided",
         "_end",
         "_live",
+        "_is_ours",
         "_meter",
+        "_purse",
         "_reasoning",
         "_response",
         "_said",
@@ -99,6 +111,9 @@ class Turn:
         self._tail = Tail(live.id, response.id, self._view, lost=self._lose)
         self._text = OutputTextDelta(response_id=response.id, delta="")
         self._reasoning = ReasoningDelta(response_id=response.id, delta="")
+        self._purse = turns.till.adopt(response.bill, session_id=live.id)
+        self._is_ours = False
+        """Whether it was claimed or ended here, so that what it has used is settled here."""
         self._meter = Meter(0)
         self._said: list[str] = []
         """What the present model call has said, where it may call a tool after it."""
@@ -117,6 +132,8 @@ class Turn:
         except RealtimeError as error:
             if error.code != "session_not_found":
                 self._turns.report(error)
+        finally:
+            self._pay()
         if not self._response.done:
             self._live.doubt()  # whoever has ended it, or will, this was not told yet
 
@@ -125,6 +142,13 @@ class Turn:
 
         Raises `PositionConflict` if somebody does.
         """
+        try:
+            await self._bury(error)
+            self._is_ours = True
+        finally:
+            self._pay()
+
+    async def _bury(self, error: RealtimeError) -> None:
         self._meter = Meter(0)
         with suppress(RealtimeError):  # an estimate of what its input was is better than none
             await self._request()
@@ -164,12 +188,14 @@ class Turn:
         while not (self._response.running or self._response.done):
             try:
                 await self._live.store.append(self._live.id, [Write(self._response.id, [first], expect=0)])
+                self._is_ours = True
             except StoreError:
                 await asyncio.sleep(RETRY_S)
             except PositionConflict:
                 await self._look()
         if self._response.running and self._response.instance != self._turns.instance:
             raise PositionConflict
+        self._is_ours = True
 
     async def _look(self) -> None:
         """See who was first: it may have been this instance, by a call that was not answered."""
@@ -182,7 +208,7 @@ class Turn:
         try:
             await self._turns.journal.finish(self._tail, self._done(end))
         except StoreError as error:  # a part of what it would follow is lost, and it must not be taken for whole
-            await self.bury(error)
+            await self._bury(error)
 
     async def _until_end(self) -> End:
         """Answer until the answer, an error or `stop` ends it."""
@@ -230,6 +256,7 @@ class Turn:
         request = await self._request_at_last()
         if self._is_decided():
             return
+        await self._purse.cover(request.most_tokens())
         for calls_left in reversed(range(MAX_MODEL_CALLS)):
             calls, finish = await self._call(request)
             if self._is_decided():
@@ -240,6 +267,29 @@ class Turn:
             self._meter.finished(finish)
             results = await self._carry_out(calls)
             request = self._continued(request, calls, results, finish.raw)
+            if not await self._affords(request):
+                return
+            self._meter.next_call(request.estimated_tokens())
+
+    async def _affords(self, request: Request) -> bool:
+        """Whether the purse holds another model call, after what was used. Where it does not the answer ends so."""
+        try:
+            await self._purse.cover(weighted_tokens(self._meter.usage()) + request.most_tokens())
+        except BudgetError:
+            self._decide(OUT_OF_BUDGET)
+        return not self._is_decided()
+
+    def _pay(self) -> None:
+        """Settle what was used; whoever has claimed or ended the response elsewhere does that there."""
+        if self._is_ours:
+            usage = self._usage()
+            self._purse.settle(usage)
+            count(usage)
+        else:
+            self._purse.drop()
+
+    def _usage(self) -> Usage:
+        return self._turns.prices.priced(self._response.model, self._meter.usage())
 
     async def _call(self, request: Request) -> tuple[list[ToolCall], Finish]:
         """One model call: show what it says. Returns the tools that it calls, and how it ends."""
@@ -257,6 +307,9 @@ class Turn:
                     answer.progress()
                 elif self._take(event):
                     answer.progress()
+                if self._purse.is_limited and not self._purse.spend(self._meter.usage()):
+                    self._decide(OUT_OF_BUDGET)
+                    break
                 await breath.take()
         return calls, Finish("end_turn")
 
@@ -270,13 +323,11 @@ class Turn:
         asked = Message("assistant", "".join(self._said), tool_calls=tuple(calls), raw=tuple(raw))
         told = Message("user", "", tool_results=tuple(results))
         request = msgspec.structs.replace(request, messages=[*request.messages, asked, told])
-        request = self._fitted(request)
-        self._meter.next_call(_estimate(request))
-        return request
+        return self._fitted(request)
 
     def _fitted(self, request: Request) -> Request:
         """The request with what the model can hold of its conversation. Raises `InvalidRequest`."""
-        room = self._turns.context_tokens - request.max_output_tokens - _estimate_frame(request)
+        room = self._turns.context_tokens - request.max_output_tokens - request.estimated_frame_tokens()
         fitting = fit(request.messages, room_tokens=room, truncation=self._turns.truncation)
         return msgspec.structs.replace(request, messages=fitting)
 
@@ -326,22 +377,10 @@ class Turn:
 
     async def _request(self) -> Request:
         settings = self._live.state.settings_of(self._response)
-        request = Request(
-            messages=messages(self._live.state, await self._answers(), upto=self._response),
-            instructions=settings.instructions,
-            model=settings.model,
-            max_output_tokens=settings.max_output_tokens,
-            session_id=self._live.id,
-            response_id=self._response.id,
-            tools=self._turns.tools.definitions,
-        )
-        request = self._fitted(request)
-        self._meter = Meter(_estimate(request))
+        conversation = messages(self._live.state, await answers(self._live), upto=self._response)
+        request = self._fitted(request_of(settings, conversation, self._turns.tools, response_id=self._response.id))
+        self._meter = Meter(request.estimated_tokens())
         return request
-
-    async def _answers(self) -> dict[str, str]:
-        others = [response_id for response_id in self._live.state.responses if response_id != self._response.id]
-        return {response_id: await answer_text(self._live, response_id) for response_id in others}
 
     def _lose(self, error: Exception) -> None:
         """The store refused what this turn said: it stops, and whether its end is taken is up to the store."""
@@ -353,7 +392,7 @@ class Turn:
             response_id=self._response.id,
             status=end.status,
             stop_reason=end.stop_reason,
-            usage=self._meter.usage(),
+            usage=self._usage(),
             output_chars=self._meter.chars,
             error=end.error.as_failure() if end.error else None,
             heard_chars=self._live.state.heard.get(self._response.id),
@@ -361,20 +400,30 @@ class Turn:
         )
 
 
+def request_of(
+    settings: Session, conversation: Sequence[Message], tools: TaskTools, *, response_id: str = ""
+) -> Request:
+    """The model call that a session's settings mean."""
+    return Request(
+        messages=conversation,
+        instructions=settings.instructions,
+        model=settings.model,
+        max_output_tokens=settings.max_output_tokens,
+        session_id=settings.id,
+        response_id=response_id,
+        tools=tools.definitions,
+    )
+
+
+async def answers(live: LiveSession) -> dict[str, str]:
+    """The texts of a session's responses, as far as they have come."""
+    return {response_id: await answer_text(live, response_id) for response_id in live.state.responses}
+
+
 async def answer_text(live: LiveSession, response_id: str) -> str:
     """The text of a response as far as it has come; empty for one that is unknown or has said nothing."""
     runs = [entry for entry in await live.entries(response_id) if isinstance(entry, Deltas)]
     return "".join("".join(run.texts) for run in runs if isinstance(run.template, OutputTextDelta))
-
-
-def _estimate(request: Request) -> int:
-    """About how many tokens a request is."""
-    return _estimate_frame(request) + sum(message.estimated_tokens() for message in request.messages)
-
-
-def _estimate_frame(request: Request) -> int:
-    """About how many tokens of it are not its conversation."""
-    return estimate_tokens(request.instructions) + sum(tool.estimated_tokens() for tool in request.tools)
 
 
 def _forget_outcome(answering: asyncio.Task[None]) -> None:

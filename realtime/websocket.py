@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.admission import Admission
 from realtime.access.audit import Access
 from realtime.access.door import Door
 from realtime.access.principal import SESSION
@@ -11,7 +12,7 @@ from realtime.access.rules import check_no_guest, check_scope
 from realtime.connection import Connection, refuse
 from realtime.connections import Connections
 from realtime.engine import Engine
-from realtime.errors import InvalidRequest, RealtimeError, Unavailable
+from realtime.errors import InvalidRequest, RateLimited, RealtimeError, Unavailable
 from realtime.http import refuse_upgrade
 from realtime.opening import Opening, read_opening
 
@@ -19,10 +20,11 @@ from realtime.opening import Opening, read_opening
 class RealtimeSocket:
     """The WebSocket endpoint, an ASGI application."""
 
-    def __init__(self, engine: Engine, connections: Connections, door: Door) -> None:
+    def __init__(self, engine: Engine, connections: Connections, door: Door, admission: Admission) -> None:
         self._engine = engine
         self._connections = connections
         self._door = door
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket, from its upgrade to its end."""
@@ -43,9 +45,15 @@ class RealtimeSocket:
             await refuse(opening.codec, refusal, send)
             return
         scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
-        connection = Connection(opening, access, self._door, self._engine, receive, send)
-        with self._connections.holding(connection.feed):
-            await connection.run()
+        allowance = self._admission.messages()
+        connection = Connection(opening, access, self._door, allowance, self._engine, receive, send)
+        try:
+            async with self._admission.connection(access.principal, connection.feed.name):
+                with self._connections.holding(connection.feed):
+                    await connection.run()
+        except RateLimited as error:
+            access.tell(error)
+            await refuse(opening.codec, error, send)
 
     async def _identify(self, access: Access, scope: Scope, opening: Opening) -> RealtimeError | None:
         """Find out who it is; returns the error that refuses them."""

@@ -97,6 +97,7 @@ class Door:
             await work(access, scope, receive, send)
         except RealtimeError as error:
             access.tell(error)
+            access.limits = access.limits or list(getattr(error, "limits", ()))
             await send_error(send, error)
         finally:
             access.tell()

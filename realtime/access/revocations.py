@@ -14,12 +14,9 @@ from typing import Protocol
 from realtime.access.principal import Principal
 from realtime.errors import AuthenticationError, StoreError
 from realtime.observe import logs
-from realtime.store.redis_calls import Calls
-from realtime.store.redis_scripts import index_script
 
 LOOK_S = 1.0
 """How often an instance asks for new revocations."""
-KEY = "rt:revoked"
 
 
 class Register(Protocol):
@@ -49,35 +46,6 @@ class MemoryRegister:
         oldest = self._clock() - self._keep_s
         self._revoked = {subject: at for subject, at in self._revoked.items() if at > oldest}
         return dict(self._revoked)
-
-
-class RedisRegister:
-    """A register that instances share: a sorted set, by the time of the revocation in milliseconds."""
-
-    def __init__(self, calls: Calls, *, keep_s: float) -> None:
-        self._calls = calls
-        self._keep_ms = round(keep_s * 1000)
-
-    async def add(self, subject: str) -> None:
-        """As the interface says."""
-        await self._calls.run(_ADD, KEY, self._keep_ms, subject)
-
-    async def all(self) -> dict[str, float]:
-        """As the interface says."""
-        found = await self._calls.run(_ALL, KEY, self._keep_ms)
-        return {name.decode(): int(at) / 1000 for name, at in zip(found[::2], found[1::2], strict=True)}
-
-
-_ADD = index_script("""
-redis.call('ZADD', KEYS[1], string.format('%.0f', after(0)), ARGV[2])
-return redis.call('PEXPIRE', KEYS[1], ARGV[1])
-""")
-"""ARGV: for how long it is kept, what is revoked."""
-
-_ALL = index_script("""
-return redis.call('ZRANGE', KEYS[1], '(' .. string.format('%.0f', after(-tonumber(ARGV[1]))), '+inf', 'BYSCORE', 'WITHSCORES')
-""")
-"""ARGV: how old they may be."""
 
 
 class Revocations:

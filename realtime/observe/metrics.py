@@ -18,6 +18,26 @@ LOOP_BLOCKS = Counter(
     registry=REGISTRY,
 )
 
+LIMITS_HIT = Counter(
+    "realtime_limits_hit_total",
+    "Times that somebody was refused, by what there was too much of.",
+    ["limit"],
+    registry=REGISTRY,
+)
+
+TOKENS = Counter(
+    "realtime_tokens_total",
+    "Tokens that model calls used, by their kind: input, output, cache_read, cache_write.",
+    ["kind"],
+    registry=REGISTRY,
+)
+
+COST_USD = Counter(
+    "realtime_cost_usd_total",
+    "What model calls cost, in dollars, as far as REALTIME_PRICES tells.",
+    registry=REGISTRY,
+)
+
 TASKS_RUNNING = Gauge("realtime_tasks_running", "Tasks that run in this process now.", registry=REGISTRY)
 
 TASKS_FINISHED = Counter(

@@ -18,8 +18,11 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from realtime.conversation import Message, estimate_tokens
+from realtime.conversation import BYTES_PER_TOKEN, Message, estimate_tokens
 from realtime.conversation import ToolCall as ToolCall
+
+FRAME_TOKENS = 16
+"""More than a provider puts around each message, and around the whole."""
 
 
 class Tool(Struct, frozen=True):
@@ -48,6 +51,19 @@ class Request(Struct, frozen=True, kw_only=True):
     session_id: str = ""
     response_id: str = ""
     tools: Sequence[Tool] = ()
+
+    def estimated_tokens(self) -> int:
+        """About how many tokens the model is sent."""
+        return self.estimated_frame_tokens() + sum(message.estimated_tokens() for message in self.messages)
+
+    def estimated_frame_tokens(self) -> int:
+        """About how many of them are not its conversation."""
+        return estimate_tokens(self.instructions) + sum(tool.estimated_tokens() for tool in self.tools)
+
+    def most_tokens(self) -> int:
+        """The most that the call can come to: every byte sent a token of its own, and as much said as may be."""
+        sent = BYTES_PER_TOKEN * self.estimated_tokens() + FRAME_TOKENS * (1 + len(self.messages) + len(self.tools))
+        return sent + self.max_output_tokens
 
 
 class Text(Struct, frozen=True):

@@ -8,8 +8,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from realtime.call import Call, ModelSettings
+from realtime.access.till import Till
+from realtime.call import BUDGET_EXCEEDED, Call, ModelSettings
 from realtime.conversation import Message, estimate_tokens, fit
+from realtime.errors import BudgetError
 from realtime.protocol import Usage
 from realtime.responders.base import Request
 from realtime.usage import Meter
@@ -26,10 +28,15 @@ class Reporter(Protocol):
 
 
 class Model:
-    """The model that sessions talk to, for one task: the same client, the same limits. `usage` is what it has used."""
+    """The model that sessions talk to, for one task: the same client, the same limits. `usage` is what it has used.
 
-    def __init__(self, settings: ModelSettings) -> None:
+    `payer` is whose budget its calls are paid from at the `till`.
+    """
+
+    def __init__(self, settings: ModelSettings, till: Till, payer: str) -> None:
         self._settings = settings
+        self._till = till
+        self._payer = payer
         self._meters: list[Meter] = []
         self._newest: Call | None = None
 
@@ -44,7 +51,8 @@ class Model:
         """The answer to a prompt, or to a conversation, piece by piece. Use it in `aclosing`, or to its end: closing it
         closes the call, as cancelling does.
 
-        Raises `UpstreamError`, and `InvalidRequest` for a prompt that is too long.
+        Raises `UpstreamError`, `InvalidRequest` for a prompt that is too long, and `BudgetError` where it may cost more
+        than is left of the budget, or has.
         """
         settings = self._settings
         most = min(max_output_tokens or settings.max_output_tokens, settings.max_output_tokens)
@@ -56,12 +64,15 @@ class Model:
             model=model or settings.default_model,
             max_output_tokens=most,
         )
-        call = Call(request, settings)
+        purse = await self._till.open(self._till.bill(self._payer, request.most_tokens()), slot=False)
+        call = Call(request, settings, purse)
         self._meters.append(call.meter)
         self._newest = call
         async with aclosing(call.texts()) as texts:
             async for text in texts:
                 yield text
+        if call.stop_reason == BUDGET_EXCEEDED:
+            raise BudgetError(BUDGET_EXCEEDED, "The model has said all that the budget pays for.")
 
     async def complete(
         self,

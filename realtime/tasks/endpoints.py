@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.admission import Admission
 from realtime.access.audit import Access
 from realtime.access.door import Action, Door
 from realtime.access.principal import ONESHOT, TASK
@@ -19,7 +20,7 @@ from realtime.engine import Engine
 from realtime.errors import ConflictError, InvalidRequest, NotFound, task_not_found
 from realtime.http import read_body, send_answer, send_json, while_connected
 from realtime.live import LiveSession
-from realtime.protocol import TaskCancel, is_task_id
+from realtime.protocol import TaskCancel, is_task_id, new_id
 from realtime.sessions import session_id_in
 from realtime.tasks.context import Model
 from realtime.tasks.record import read_created, read_record
@@ -46,6 +47,7 @@ class TaskEndpoints:
         engine: Engine,
         connections: Connections,
         door: Door,
+        admission: Admission,
         model: ModelSettings,
         *,
         max_body_bytes: int,
@@ -54,6 +56,7 @@ class TaskEndpoints:
         self._engine = engine
         self._connections = connections
         self._door = door
+        self._admission = admission
         self._model = model
         self._max_body_bytes = max_body_bytes
         self._send_timeout_s = send_timeout_s
@@ -103,7 +106,9 @@ class TaskEndpoints:
     ) -> None:
         self._connections.check_open()
         given = _json(await read_body(receive, self._max_body_bytes))
-        access.session_id = task_id = await self._engine.create_task(access.principal, name, given)
+        task_id, left = await self._engine.create_task(access.principal, name, given)
+        access.session_id = task_id
+        access.limits = [left]
         location = (b"location", f"/v1/tasks/{task_id}".encode())
         body = {"task_id": task_id, "status": "pending"}
         await send_json(send, body, status=202, headers=[location, *headers])
@@ -132,19 +137,26 @@ class TaskEndpoints:
         async with self._task(access, scope) as (live, task_id):
             stream = TaskStream(live, task_id, access.principal, send, send_timeout_s=self._send_timeout_s)
             await stream.open(read_position(scope, task_id))
-            access.tell()
-            with self._connections.holding(stream):
-                await while_connected(receive, stream.run())
+            async with self._admission.connection(access.principal, new_id("conn")):
+                access.tell()
+                with self._connections.holding(stream):
+                    await while_connected(receive, stream.run())
 
     async def _summarise(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
         self._connections.check_open()
         given = _json(await read_body(receive, self._max_body_bytes))
         document = msgspec.json.decode(SUMMARISER.check("summarise", given), type=Document)
+        admitted = await self._admission.oneshot(access.principal, 0)
+        access.limits = admitted.limits
 
         async def work() -> None:
-            await send_json(send, await summary_of(document.text, Model(self._model)))
+            model = Model(self._model, self._admission.till, access.principal.payer)
+            await send_json(send, await summary_of(document.text, model))
 
-        await while_connected(receive, work())
+        try:
+            await while_connected(receive, work())
+        finally:
+            admitted.purse.settle(None)  # its model calls are paid each for itself
 
     @asynccontextmanager
     async def _task(self, access: Access, scope: Scope) -> AsyncIterator[tuple[LiveSession, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from realtime.access.till import Till
 from realtime.call import ModelSettings
 from realtime.conversation import Message, messages
 from realtime.errors import ConflictError, NotFound, RealtimeError, ServerError, StoreError
@@ -30,7 +31,7 @@ from realtime.tasks.outcome import completed, ended, failed, failure, is_final, 
 from realtime.tasks.record import TaskRecord, read_created, read_record
 from realtime.tasks.registry import Registry
 from realtime.tasks.reporter import AttemptReporter
-from realtime.turn import STOP_TIMEOUT_S, answer_text
+from realtime.turn import STOP_TIMEOUT_S, answers
 from realtime.view import View
 
 MAX_LOST = 10
@@ -50,6 +51,7 @@ class Kit(Struct, frozen=True):
     journal: Journal
     lease: Lease
     model: ModelSettings
+    till: Till
     ttl_s: float
 
 
@@ -63,6 +65,7 @@ class Run:
         self._definition = kit.registry.definition(task.name)
         self._kit = kit
         self._live: LiveSession
+        self._payer = ""
         self._claimed = 0
         """The attempt that was claimed here and has not begun."""
         self._end: TaskDone | None = None
@@ -235,18 +238,17 @@ class Run:
         position = self._live.state.tasks[self.task.task_id].position
         created = await read_created(self._live.store, self._live.id, position)
         assert created.input is not None
+        self._payer = created.payer or f"user:{created.user}"
         return created.input
 
     def _context(self, reporter: AttemptReporter, attempt: int) -> Context:
         is_alone = self._live.id == self.task.task_id
         session = None if is_alone else TaskSession(self._live.id, self._conversation)
-        model = Model(self._kit.model)
+        model = Model(self._kit.model, self._kit.till, self._payer)
         return Context(task_id=self.task.task_id, attempt=attempt, session=session, model=model, reporter=reporter)
 
     async def _conversation(self) -> list[Message]:
-        responses = self._live.state.responses
-        answers = {response_id: await answer_text(self._live, response_id) for response_id in responses}
-        return messages(self._live.state, answers)
+        return messages(self._live.state, await answers(self._live))
 
     async def _back_off(self, attempt: int) -> None:
         first_s, longest_s = BACKOFF_S

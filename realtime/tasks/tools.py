@@ -48,7 +48,7 @@ class TaskTools:
             call.name,
             task_input,
             user=response.user,
-            payer=response.payer,
+            payer=response.bill.payer if response.bill else None,
             now=timestamp(),
             response_id=response.id,
         )

@@ -1,0 +1,181 @@
+"""What comes before anything is created or any token is spent: rates, connections and responses at once, budgets.
+
+Where the ledger does not answer, what costs money is refused, and what costs nothing is let in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from msgspec import Struct
+
+from realtime.access.keeper import Keeper
+from realtime.access.ledger import Account, Exceeded
+from realtime.access.names import joined
+from realtime.access.principal import Principal
+from realtime.access.rates import Allowance, Rate, Rates, Taken
+from realtime.access.till import Purse, Till
+from realtime.errors import RateLimited, StoreError
+from realtime.observe import metrics
+from realtime.protocol import Bill, RateLimit
+
+FULL_WAIT_MS = 1000
+"""When who has too many connections may try again."""
+
+
+class Most(Struct, frozen=True, kw_only=True):
+    """How much of what anybody may have."""
+
+    connections_per_user: int
+    connections_per_address: int
+    responses: Rate
+    oneshots: Rate
+    tasks: Rate
+    messages: Rate
+
+
+class Admitted(Struct, frozen=True):
+    """A response that may be created: the bill for its log, the purse that holds what it needs, what is left."""
+
+    bill: Bill
+    purse: Purse
+    limits: list[RateLimit]
+
+
+class Ticket:
+    """One command's admission: asked for once, however often the command is decided.
+
+    Whoever has asked ends it in one of three ways: `keep` where something was made of it, `drop` where nobody knows,
+    `give_back` otherwise, which does nothing after one of the others.
+    """
+
+    def __init__(self, admission: Admission, principal: Principal) -> None:
+        self.limits: list[RateLimit] = []
+        self._admission = admission
+        self._principal = principal
+        self._admitted: Admitted | None = None
+        self._has_task = False
+
+    async def response(self, tokens: Callable[[], Awaitable[int]], session_id: str) -> Bill:
+        """The bill of the response, which may use `tokens`. Raises as `Admission.response`."""
+        if self._admitted is None:
+            most = await tokens() if self._admission.till.budgets else 0
+            self._admitted = await self._admission.response(self._principal, most, session_id=session_id)
+            self.limits = self._admitted.limits
+        return self._admitted.bill
+
+    async def task(self) -> None:
+        """A task. Raises as `Admission.task`."""
+        if not self._has_task:
+            self.limits = [await self._admission.task(self._principal)]
+            self._has_task = True
+
+    def keep(self) -> Purse | None:
+        """What it holds is somebody else's from now on: the purse of the response, if there is one."""
+        admitted, self._admitted = self._admitted, None
+        return admitted.purse if admitted else None
+
+    def drop(self) -> None:
+        """It may have become somebody's, or may not: what it holds runs out, unless somebody renews it."""
+        if (purse := self.keep()) is not None:
+            purse.drop()
+
+    def give_back(self) -> None:
+        """Nothing was made of it."""
+        if (purse := self.keep()) is not None:
+            purse.settle(None)
+
+
+class Admission:
+    """Lets in, or raises the error that refuses. `till` is where tokens are paid."""
+
+    def __init__(self, most: Most, rates: Rates, keeper: Keeper, till: Till) -> None:
+        self.till = till
+        self._most = most
+        self._rates = rates
+        self._keeper = keeper
+
+    def ticket(self, principal: Principal) -> Ticket:
+        """For a command of the principal's."""
+        return Ticket(self, principal)
+
+    def messages(self) -> Allowance:
+        """How many messages a new connection may send."""
+        return Allowance(self._most.messages)
+
+    @asynccontextmanager
+    async def connection(self, principal: Principal, connection_id: str) -> AsyncIterator[None]:
+        """One more connection, for as long as the block lasts. Raises `RateLimited`."""
+        async with AsyncExitStack() as held:
+            for account in self._connection_accounts(principal):
+                try:
+                    slot = await self._keeper.hold(account, connection_id, 1)
+                except Exceeded:
+                    raise _too_many_connections() from None
+                except StoreError:
+                    continue  # it costs nothing
+                held.callback(slot.release, 0)
+            yield
+
+    async def response(self, principal: Principal, tokens: int, *, session_id: str | None = None) -> Admitted:
+        """A response that may use `tokens`. Raises `RateLimited`, `BudgetError` and `StoreError`."""
+        return await self._paid("responses", self._most.responses, principal, tokens, session_id)
+
+    async def oneshot(self, principal: Principal, tokens: int) -> Admitted:
+        """A one-shot call that may use `tokens`. Raises as above."""
+        return await self._paid("oneshots", self._most.oneshots, principal, tokens, None)
+
+    async def task(self, principal: Principal) -> RateLimit:
+        """A task; what it costs its model calls pay. Raises `RateLimited` and `StoreError`."""
+        return await self._take("tasks", self._most.tasks, principal)
+
+    async def _paid(
+        self, name: str, rate: Rate, principal: Principal, tokens: int, session_id: str | None
+    ) -> Admitted:
+        limit = await self._take(name, rate, principal)
+        bill = self.till.bill(principal.payer, tokens)
+        purse = await self.till.open(bill, session_id=session_id)
+        try:
+            left = await self.till.left(principal.payer)
+        except BaseException:
+            purse.settle(None)
+            raise
+        return Admitted(bill, purse, [limit] if left is None else [limit, left])
+
+    async def _take(self, name: str, rate: Rate, principal: Principal) -> RateLimit:
+        taken = await self._rates.take(name, principal.payer, rate)
+        if not taken.allowed:
+            raise _too_often(name, taken)
+        return _limit(name, taken)
+
+    def _connection_accounts(self, principal: Principal) -> list[Account]:
+        """What a connection takes a place of: an anonymous one is its address's alone."""
+        by_address = joined("connections", "address", principal.address)
+        if principal.is_anonymous:
+            most = min(self._most.connections_per_user, self._most.connections_per_address)
+            return [Account(by_address, most, keep_s=0.0)]
+        by_user = joined("connections", "user", principal.user)
+        return [
+            Account(by_user, self._most.connections_per_user, keep_s=0.0),
+            Account(by_address, self._most.connections_per_address, keep_s=0.0),
+        ]
+
+
+def _limit(name: str, taken: Taken) -> RateLimit:
+    return RateLimit(name=name, limit=taken.limit, remaining=taken.remaining, reset_s=round(taken.reset_s, 1))
+
+
+def _too_often(name: str, taken: Taken) -> RateLimited:
+    metrics.LIMITS_HIT.labels(name).inc()
+    retry_after_ms = max(1, round(taken.retry_after_s * 1000))
+    error = RateLimited("rate_limited", f"Too many {name} in too short a time.", retry_after_ms=retry_after_ms)
+    error.limits = [_limit(name, taken)]
+    return error
+
+
+def _too_many_connections() -> RateLimited:
+    metrics.LIMITS_HIT.labels("connections").inc()
+    return RateLimited(
+        "too_many_connections", "Too many connections of yours are open.", retry_after_ms=FULL_WAIT_MS
+    )
