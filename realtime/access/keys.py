@@ -23,6 +23,7 @@ UNREADABLE = (
     UnsupportedAlgorithm,
     ValueError,
     TypeError,
+    LookupError,
     OverflowError,
     RecursionError,
 )
