@@ -69,13 +69,17 @@ class Script(Struct, frozen=True):
     digest: str
 
 
+def script(text: str) -> Script:
+    """A script of this text."""
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
 def _script(text: str) -> Script:
     return _index_script(_SESSION + text)
 
 
 def _index_script(text: str) -> Script:
-    whole = _TIME + text
-    return Script(whole, hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest())
+    return script(_TIME + text)
 
 
 CREATE = _script("""
