@@ -69,14 +69,18 @@ class Script(Struct, frozen=True):
     digest: str
 
 
+def script(text: str) -> Script:
+    """A script of this text."""
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
 def _script(text: str) -> Script:
     return index_script(_SESSION + text)
 
 
 def index_script(text: str) -> Script:
     """A script over one key that belongs to no session. It has `after(ms)`: the time in so many milliseconds."""
-    whole = _TIME + text
-    return Script(whole, hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest())
+    return script(_TIME + text)
 
 
 CREATE = _script("""
