@@ -30,6 +30,7 @@ from realtime.responders.choose import choose
 from realtime.settings import Settings, SettingsError
 from realtime.store.base import Store
 from realtime.store.memory import MemoryStore
+from realtime.store.sealing import AesGcm, parse_seal_keys
 from realtime.tasks.builtin import BUILTIN_TASKS
 from realtime.tasks.desk import LOOKS_PER_TTL
 from realtime.tasks.local import LocalQueue
@@ -151,11 +152,12 @@ def _store(settings: Settings) -> Store:
         "task_ttl_s": settings.task_ttl_s,
         "max_session_bytes": settings.max_session_bytes,
     }
+    keys = parse_seal_keys(settings.seal_keys)
     if not settings.redis_url:
         return MemoryStore(**limits)
     from realtime.store.redis import RedisStore  # its client is loaded only where it is used
 
-    return RedisStore(settings.redis_url, **limits)
+    return RedisStore(settings.redis_url, **limits, sealer=AesGcm(keys) if keys else None)
 
 
 def _register(settings: Settings) -> Register:

@@ -35,17 +35,17 @@ from realtime.store.base import (
     Unwatch,
     Viewer,
     ViewerJoined,
-    ViewerLeft,
     Write,
     ends_channel,
     is_free,
     only_deltas,
     session_full,
 )
-from realtime.store.elements import decode_entries, encode_entries
 from realtime.store.redis_bus import Bus
 from realtime.store.redis_calls import Calls, Command, Replies, checked, end_tasks, unavailable
 from realtime.store.redis_scripts import APPEND, CREATE, ERASE, JOIN, LEAVE, LOAD, OVERDUE, TRACK
+from realtime.store.redis_values import Values
+from realtime.store.sealing import Clear, Sealer
 
 PREFIX = "rt:"
 TASKS = f"{PREFIX}tasks"
@@ -65,7 +65,8 @@ _REFUSALS: dict[bytes, Callable[[], Exception]] = {
 
 
 class RedisStore:
-    """See `realtime.store.base.Store`. `url` is `redis://…` or `rediss://…`, of a server or of a node of a cluster."""
+    """See `realtime.store.base.Store`. `url` is `redis://…` or `rediss://…`, of a server or of a node of a cluster.
+    `sealer` seals all content that is written and published; `None` leaves it as it is."""
 
     shared = True
 
@@ -76,7 +77,9 @@ class RedisStore:
         session_ttl_s: float = 3600,
         task_ttl_s: float = 3600,
         max_session_bytes: int = 8 * 1024 * 1024,
+        sealer: Sealer | None = None,
     ) -> None:
+        self._values = Values(sealer or Clear())
         self._ttl_s = session_ttl_s
         self._tasks_ttl_ms = 2 * _ms(max(session_ttl_s, task_ttl_s)) + DAY_MS
         self._max_bytes = max_session_bytes
@@ -89,7 +92,7 @@ class RedisStore:
 
     async def create(self, session: Session, ttl_s: float | None = None) -> None:
         ttl_ms = _ms(self._ttl_s if ttl_s is None else ttl_s)
-        await self._calls.run(CREATE, _meta(session.id), ttl_ms, msgspec.json.encode(session))
+        await self._calls.run(CREATE, _meta(session.id), ttl_ms, self._values.session(session))
 
     async def load(self, session_id: str) -> Snapshot:
         found = await self._calls.run(LOAD, _meta(session_id))
@@ -99,7 +102,7 @@ class RedisStore:
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         positions = {name[2:].decode(): int(value) for name, value in fields.items() if name.startswith(b"p:")}
         return Snapshot(
-            session=msgspec.json.decode(fields[b"session"], type=Session),
+            session=self._values.read_session(fields[b"session"], session_id),
             expires_in_s=int(left_ms) / 1000,
             size_bytes=int(fields[b"size"]),
             heads={channel: Head(abs(position), position < 0) for channel, position in positions.items()},
@@ -133,7 +136,7 @@ class RedisStore:
         while True:
             elements = await self._read_elements(session_id, channel, after)
             for last, element in elements:
-                fresh = _until(last, after, decode_entries(element, channel))
+                fresh = _until(last, after, self._values.read_entries(element, session_id, channel))
                 entries += fresh
                 chars += sum(_chars(entry) for entry in fresh)
                 after = last
@@ -143,9 +146,11 @@ class RedisStore:
                 return entries
 
     async def find_command(self, session_id: str, user: str, event_id: str) -> CommandRecord | None:
-        key = _command_key(user, event_id)
-        found = await self._of(session_id, ("HGET", _key(session_id, "commands"), key))
-        return msgspec.msgpack.decode(found, type=CommandRecord) if found else None
+        _meta(session_id)  # what can't be an id needs no keys
+        names = self._values.record_names(session_id, user, event_id)
+        found = await self._of(session_id, ("HMGET", _key(session_id, "commands"), *names))
+        record = next(filter(None, found), None)
+        return self._values.read_record(record, session_id, user, event_id) if record else None
 
     async def watch(self, session_id: str, listener: Listener) -> Unwatch:
         _meta(session_id)  # what can't be an id is not worth a subscription
@@ -155,9 +160,11 @@ class RedisStore:
         return await self._listen(_topic(session_id, channel), listener)
 
     async def join(self, session_id: str, viewer: Viewer) -> None:
-        arguments = (self._origin, viewer.participant.connection_id, msgspec.json.encode(viewer))
-        notify = partial(self._joined, session_id, viewer)
-        if await self._told(session_id, self._calls.run(JOIN, _meta(session_id), *arguments, then=notify)) is None:
+        whose = (_meta(session_id), self._origin, viewer.participant.connection_id)
+        joining = self._calls.run(
+            JOIN, *whose, self._values.viewer(viewer, session_id), then=partial(self._joined, session_id, viewer)
+        )
+        if await self._told(session_id, joining) is None:
             raise self._unknown(session_id)
 
     async def leave(self, session_id: str, connection_id: str, floor_s: float) -> None:
@@ -169,7 +176,7 @@ class RedisStore:
     async def viewers(self, session_id: str) -> list[Viewer]:
         found = await self._of(session_id, ("HGETALL", _key(session_id, "viewers")))
         numbered = sorted((int(number), viewer) for number, viewer in (one.split(b" ", 1) for one in found.values()))
-        return [msgspec.json.decode(viewer, type=Viewer) for _, viewer in numbered]
+        return [self._values.read_viewer(viewer, session_id) for _, viewer in numbered]
 
     async def standings(self, session_ids: Sequence[str]) -> list[Standing | None]:
         if not session_ids:
@@ -225,11 +232,9 @@ class RedisStore:
     def _append_arguments(
         self, session_id: str, writes: Sequence[Write], command: CommandRecord | None, keep_s: float
     ) -> Command:
-        key = _command_key(command.user, command.event_id) if command else b""
-        record = msgspec.msgpack.encode(command) if command else b""
         free = int(all(map(is_free, writes)))
         arguments: list[Any] = [_meta(session_id), self._origin, _ms(keep_s), self._max_bytes, free]
-        arguments += (key, record, KEPT_COMMANDS)
+        arguments += (*(self._recorded(session_id, command) if command else (b"", b"")), KEPT_COMMANDS)
         for write in writes:
             arguments += (
                 write.channel,
@@ -237,9 +242,13 @@ class RedisStore:
                 sum(map(length, write.entries)),
                 int(ends_channel(write)),
                 f"/{write.channel}" if only_deltas(write) else "",
-                encode_entries(write.entries),
+                self._values.entries(write.entries, session_id, write.channel),
             )
         return arguments
+
+    def _recorded(self, session_id: str, command: CommandRecord) -> tuple[bytes, bytes]:
+        [name, *_] = self._values.record_names(session_id, command.user, command.event_id)
+        return name, self._values.record(command, session_id)
 
     def _appended(self, session_id: str, writes: Sequence[Write], reply: Any) -> None:
         topics = [_topic(session_id, write.channel if only_deltas(write) else "") for write in writes]
@@ -260,7 +269,8 @@ class RedisStore:
 
     def _left(self, session_id: str, floor_s: float, reply: Any) -> None:
         if reply and isinstance(reply, bytes):
-            self._tell(_topic(session_id), ViewerLeft(_viewer(reply).participant, floor_s))
+            message = b"L\0%b\0%b" % (repr(floor_s).encode(), reply)  # as others hear of it
+            self._tell(_topic(session_id), self._values.notice(message, session_id))
 
     async def _told(self, session_id: str, call: Any) -> Any:
         """The reply to a call that is told of; where there is none, it may have had its effect."""
@@ -321,27 +331,8 @@ class RedisStore:
             self._tell(topic, Missed())
 
     def _hear(self, topic: str, message: bytes) -> None:
-        kind, origin = message[:1], message[1:17]
-        if topic in self._listeners and origin != self._origin.encode():
-            self._tell(topic, _notice(kind, message))
-
-
-def _notice(kind: bytes, message: bytes) -> Notice:
-    match kind:
-        case b"A":
-            _, channel, first, element = message.split(b"\0", 3)
-            return Appended(channel.decode(), int(first), decode_entries(element, channel.decode()))
-        case b"J":
-            return ViewerJoined(_viewer(message.partition(b"\0")[2]))
-        case b"L":
-            _, floor_s, viewer = message.split(b"\0", 2)
-            return ViewerLeft(_viewer(viewer).participant, float(floor_s))
-        case _:
-            return Gone("deleted")
-
-
-def _viewer(data: bytes) -> Viewer:
-    return msgspec.json.decode(data, type=Viewer)
+        if topic in self._listeners and message[1:17] != self._origin.encode():
+            self._tell(topic, self._values.notice(message, _session_of(topic)))
 
 
 def _standing(fields: list[bytes | None]) -> Standing | None:
@@ -368,10 +359,6 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _command_key(user: str, event_id: str) -> bytes:
-    return msgspec.json.encode([user, event_id])
-
-
 def _instance_key(instance: str) -> str:
     return f"{PREFIX}instance:{instance}"
 
@@ -380,6 +367,10 @@ def _topic(session_id: str, channel: str = "") -> str:
     """Where is published what happens to a session; the deltas of each channel have a topic of their own."""
     topic = f"{PREFIX}{{{session_id}}}"
     return f"{topic}/{channel}" if channel else topic
+
+
+def _session_of(topic: str) -> str:
+    return topic[len(PREFIX) + 1 : topic.index("}")]
 
 
 def _key(session_id: str, name: str) -> str:

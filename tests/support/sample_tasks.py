@@ -36,6 +36,12 @@ class Number(Struct, frozen=True):
     number: int
 
 
+class Words(Struct, frozen=True):
+    """Some words."""
+
+    text: str
+
+
 class Outcome(Struct, frozen=True):
     """What comes of a task."""
 
@@ -94,6 +100,14 @@ async def nothing(ctx: Context, given: Number) -> int:
     return given.number
 
 
+@task()
+async def echo(ctx: Context, given: Words) -> str:
+    """Write the words, tell them as progress, and return them in capitals."""
+    await ctx.write(given.text)
+    await ctx.progress(1, 1, given.text)
+    return given.text.upper()
+
+
 def expected(name: str, given: dict[str, Any]) -> Outcome:
     """What has to come of a task."""
     match name:
@@ -105,6 +119,8 @@ def expected(name: str, given: dict[str, Any]) -> Outcome:
             return Outcome("failed", text="before the fall", code="task_failed")
         case "nothing":
             return Outcome("complete", given["number"])
+        case "echo":
+            return Outcome("complete", given["text"].upper(), text=given["text"])
         case _:
             return Outcome("complete", given["seconds"])
 
