@@ -13,6 +13,7 @@ from blockbuster import BlockBuster, BlockingError
 from pytest_asyncio import is_async_test
 
 import realtime
+from tests.support.nursery import kept_open
 
 SETTLE_S = 1.0
 """How long what was closed may take to be gone: a transport needs turns of the loop, a thread its time."""
@@ -99,8 +100,9 @@ def blocking_calls() -> BlockBuster:
 
 def open_descriptors() -> set[str]:
     """Return the sockets, pipes and files that this process has open, each by what it leads to."""
-    # Once a process pool was used, these pipes stay open for as long as the process lives.
+    # Once a process pool or the nursery was used, these stay open for as long as the process lives.
     kept = (
+        *kept_open(),
         getattr(resource_tracker._resource_tracker, "_fd", None),
         getattr(forkserver._forkserver, "_forkserver_alive_fd", None),
     )

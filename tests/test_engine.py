@@ -46,7 +46,7 @@ from tests.support.client import Event, Transcript
 from tests.support.clock import advancing_clock
 from tests.support.stores import Faulty, unavailable
 
-PATIENCE_S = 3.0
+PATIENCE_S = 20.0
 
 
 class EngineUnderTest(Engine):

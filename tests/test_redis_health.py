@@ -18,7 +18,7 @@ from realtime.store.redis import RedisStore
 from realtime.store.redis_health import MAX_REASONS, REFUSED_S, STEADY_S, Health
 from tests.support.redis_server import RedisServer, redis_server
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 AWAY, BACK, REFUSES = "redis does not answer", "redis answers again", "redis refuses"
 
 Record = tuple[str, dict[str, Any]]

@@ -13,7 +13,7 @@ from realtime.store.redis import RedisStore
 from tests.contract import session, spoken
 from tests.support.redis_server import RedisServer, redis_server
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 SESSION = "sess_1"
 DELTA = [Write("task_1", [spoken("task_1", "a")])]
 

@@ -36,8 +36,8 @@ from tests.support.sdk import turns
 from tests.support.server import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 20.0
-END_S = 10.0
+START_S = 45.0
+END_S = 30.0
 CANARY = "canary-7f3a"
 
 

@@ -26,7 +26,7 @@ from tests.support.redis_server import redis_server
 from tests.support.sdk import turns
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 WORKER = """
 import os, select, signal, socket, sys
 listener = socket.socket(fileno=int(sys.argv[-1]))

@@ -23,7 +23,7 @@ end
 """
 """Makes every key older by ARGV[1] milliseconds: what expires in them is gone, as if they had passed."""
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 Opened = tuple[RedisStore, Callable[[float], Awaitable[None]]]
 

@@ -66,7 +66,7 @@ MAX_BYTES = 200_000
 LIMITS: dict[str, Any] = {"session_ttl_s": TTL_S, "task_ttl_s": TTL_S / 2, "max_session_bytes": MAX_BYTES}
 ALL = 1_000_000
 """More characters than any channel here has."""
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 SESSION = "sess_1"
 DELTA = [Write("resp_1", [spoken("resp_1", "a")])]
 MARGIN_S = TTL_S / 20 + 1

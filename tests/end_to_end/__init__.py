@@ -30,8 +30,10 @@ ERROR_TYPES = {
     "store_error",
     "server_error",
 }
-PATIENCE_S = 5.0
-"""How long what has to come may take, so that what never comes fails its own test and soon."""
+PATIENCE_S = 14.0
+"""How long what has to come may take, so that what never comes fails its own test, also on a busy machine.
+
+Below the floors of 15 s after which a response that nobody looks at ends by itself."""
 _numbers = itertools.count()
 
 

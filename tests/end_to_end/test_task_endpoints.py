@@ -14,7 +14,7 @@ from tests.support.event_stream import http_client
 from tests.support.sample_tasks import MODULE
 from tests.support.server import RunningServer, running_server
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 UNKNOWN = ["task_" + "0" * 32, "x", "sess_" + "0" * 32, "%00", "t" * 3000]
 
 

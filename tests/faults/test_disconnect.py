@@ -16,7 +16,7 @@ from realtime.responders.base import Request, ResponderEvent
 from tests.support.client import Client, Transcript, attached
 from tests.support.server import RunningServer, running_server
 
-PATIENCE_S = 5.0
+PATIENCE_S = 14.0
 GRACE_MS = 150
 
 

@@ -28,7 +28,7 @@ from tests.support.model_server import ModelServer
 from tests.support.scenarios import Scenario, Stall, Start, Stop, Text, answer
 from tests.support.server import RunningServer, running_server
 
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 CYCLES = 60
 KINDS = (Connection, Feed, Cursor, LiveSession, View, Turn)
 """What lives no longer than somebody looks or something runs."""

@@ -31,7 +31,7 @@ from tests.support.server import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 SEND_TIMEOUT_S = 1.0
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 PIECE_CHARS = 100
 PIECES = 20_000
 """Together more than the kernel's buffers and the server's hold for one client."""

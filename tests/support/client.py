@@ -194,5 +194,5 @@ async def attached(
         client = Client(socket, transcript or Transcript())
         yield await client.start(adopt=query.get("history") == "none")
     finally:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await socket.close()

@@ -10,7 +10,7 @@ from realtime.live import LiveSession
 from realtime.protocol import ChannelEvent
 from realtime.session import ResponseState
 
-PATIENCE_S = 3.0
+PATIENCE_S = 20.0
 
 
 class Ears:

@@ -18,12 +18,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.support.nursery import Child, fork
 from tests.support.programs import bound
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 45.0
 """How long a start may take: with a model, seconds of imports, and several may start at once."""
 LONGEST_LINE_BYTES = 1024 * 1024
+PYTHON_MODULE = (sys.executable, "-m")
 UP = re.compile(r"realtime \S+ on (http://\S+:(\d+))")
 """What an instance says once it is up."""
 
@@ -35,7 +37,7 @@ class Instance:
     one process that was started, as an operator does.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | Child) -> None:
         self.pid = process.pid
         self.port = 0
         self.url = ""
@@ -127,23 +129,30 @@ async def instance(
 
 @asynccontextmanager
 async def process(command: Sequence[str], variables: Mapping[str, str]) -> AsyncIterator[Instance]:
-    """Run a command that starts an instance, with `variables` and none of the settings around; don't wait for it."""
-    started = await asyncio.create_subprocess_exec(
-        *bound(command),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment(variables),
-        cwd=ROOT,
-        limit=LONGEST_LINE_BYTES,
-        start_new_session=True,
-    )
-    one = Instance(started)
+    """Run a command that starts an instance, with `variables` and none of the settings around; don't wait for it.
+
+    A module of this Python is forked from a process that has imported the most of it.
+    """
+    start = fork if tuple(command[:2]) == PYTHON_MODULE else _execute
+    one = Instance(await start(command, environment(variables), limit=LONGEST_LINE_BYTES))
     try:
         yield one
     finally:
         one.kill()
         await one.exit_status()
+
+
+async def _execute(command: Sequence[str], variables: Mapping[str, str], *, limit: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *bound(command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=variables,
+        cwd=ROOT,
+        limit=limit,
+        start_new_session=True,
+    )
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:

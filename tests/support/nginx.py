@@ -22,10 +22,10 @@ from tests.support.programs import program
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "nginx" / "nginx.conf"
 FOREGROUND = ("-g", "daemon off;")
-START_S = 10.0
-END_S = 20.0
+START_S = 30.0
+END_S = 30.0
 POLL_S = 0.005
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 SERVERS = re.compile(r"^( *)server realtime-1:8000(.*);\n(?: *server realtime-\d+:8000.*;\n)*", re.MULTILINE)
 """The instances that an upstream lists."""
 

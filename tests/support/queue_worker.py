@@ -25,7 +25,7 @@ from tests.support.instance import ROOT
 from tests.support.programs import bound
 from tests.support.redis_server import RedisServer
 
-PATIENCE_S = 15.0
+PATIENCE_S = 30.0
 """How long what has to come may take, so that what never comes fails its own test."""
 POLL_S = 0.01
 TTL_S = 60.0

@@ -28,7 +28,7 @@ PATIENCE_S = 30.0
 """How long tasks may take to end, whatever happens to their workers; on a calm machine it is a few seconds."""
 POLL_S = 0.05
 AT_ONCE = 20
-"""Requests at once."""
+"""Requests, and calls of the store, at once."""
 
 
 class Submitted(Struct, frozen=True):
@@ -103,7 +103,8 @@ class Site:
 
     async def log(self, task: Submitted) -> TaskLog:
         """A task's log, checked."""
-        return await read_log(self.store, task.session_id, task.id)
+        async with self._free:
+            return await read_log(self.store, task.session_id, task.id)
 
     async def begun(self, task: Submitted, attempt: int = 1) -> TaskLog:
         """A task's log, once so many attempts have begun."""
@@ -140,9 +141,13 @@ class Site:
                 await asyncio.sleep(POLL_S)
 
     async def _unfinished(self, tasks: Sequence[Submitted]) -> list[Submitted]:
-        snapshots = await asyncio.gather(*[self.store.load(task.session_id) for task in tasks])
-        heads = [one.heads.get(task.id) for task, one in zip(tasks, snapshots, strict=True)]
-        return [task for task, head in zip(tasks, heads, strict=True) if head is None or not head.finished]
+        finished = await asyncio.gather(*map(self._is_finished, tasks))
+        return [task for task, is_finished in zip(tasks, finished, strict=True) if not is_finished]
+
+    async def _is_finished(self, task: Submitted) -> bool:
+        async with self._free:  # a call of the store waits 1.5 s at most, which a thousand at once may take
+            head = (await self.store.load(task.session_id)).heads.get(task.id)
+        return head is not None and head.finished
 
 
 @asynccontextmanager
