@@ -8,7 +8,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
-from realtime.access.prices import Prices
+from realtime.access.prices import UNKNOWN, Prices
 from realtime.access.till import Purse, count
 from realtime.errors import UpstreamError
 from realtime.protocol import Usage
@@ -28,8 +28,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     max_output_tokens: int
     context_tokens: int
     truncation: str
-    prices: Prices
     idle_timeout_s: float
+    prices: Prices = UNKNOWN
 
 
 class Call:

@@ -96,7 +96,7 @@ class Connection:
         try:
             principal = self.feed.principal
             session_id = self._opening.session_id or await self._engine.create(principal)
-            async with self._engine.attach(session_id, self.feed) as live:
+            async with self._engine.attach(session_id, self.feed, principal) as live:
                 self._tell_access(session_id)
                 return await self._serve(live)
         except RealtimeError as error:
@@ -122,9 +122,7 @@ class Connection:
                 sender = group.create_task(self._send_all(live))
                 disconnect = await self._read_all(inbox)
                 self.feed.left(SERVER_ENDED_FLOOR_S if _by_server(disconnect) else 0.0)
-                await inbox.finish(MAX_REFUSED = 100
-"""Messages in a row that came too soon, until a connection is closed."""
-LAST_COMMANDS_S)
+                await inbox.finish(LAST_COMMANDS_S)
                 sender.cancel()
         except* Closing as ended:
             closing = _first_closing(ended)
@@ -215,7 +213,6 @@ LAST_COMMANDS_S)
             await self._asgi_send({"type": "websocket.send", codec.frame: frame})
         except (OSError, RuntimeError) as error:
             raise _Disconnected from error
-
 
 
 async def refuse(codec: Codec, error: RealtimeError, send: Send) -> None:

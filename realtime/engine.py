@@ -128,7 +128,8 @@ class Engine:
         self._background.spawn(work)
 
     async def create(self, principal: Principal, overrides: Overrides | None = None) -> str:
-        """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not allowed."""
+        """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not
+        allowed."""
         session_id = new_id("sess")
         session = msgspec.structs.replace(
             settings_update(self._defaults, overrides or Overrides(), self._limits),
@@ -151,9 +152,7 @@ class Engine:
         task_id = new_id("task")
         user = principal.user
         session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
-        created = task_created(
-            task_id, name, task_input, user=user, payer=principal.payer, now=session.created_at
-        )
+        created = task_created(task_id, name, task_input, user=user, payer=principal.payer, now=session.created_at)
         task = TaskRef(task_id, task_id, name)
         await self.store.create(session, ttl_s=self.desk.ttl_s)
         try:
@@ -177,11 +176,11 @@ class Engine:
             yield live
 
     @asynccontextmanager
-    async def attach(self, session_id: str, reader: Reader) -> AsyncIterator[LiveSession]:
+    async def attach(self, session_id: str, reader: Reader, principal: Principal) -> AsyncIterator[LiveSession]:
         """Look at a session, as a participant, for as long as the block lasts. Raises `NotFound`."""
         if is_task_id(session_id):
             raise session_not_found()
-        async with self.use(session_id, reader.principal) as live:
+        async with self.use(session_id, principal) as live:
             joining = self._whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
             try:
                 await asyncio.shield(joining)
@@ -356,9 +355,7 @@ class Engine:
             await live.refresh()
         return stood != (live.state.position, set(live.state.unfinished))
 
-    async def _decide(
-        self, live: LiveSession, command: Command, principal: Principal, task_input: str
-    ) -> Decision:
+    async def _decide(self, live: LiveSession, command: Command, principal: Principal, task_input: str) -> Decision:
         answer = truncated_response(command)
         heard = await answer_text(live, answer) if answer else ""
         return decide(
@@ -388,7 +385,9 @@ class Engine:
     async def _most_tokens(self, live: LiveSession, events: Sequence[ChannelEvent]) -> int:
         """The most tokens that the response may use which `events` make."""
         conversation = messages(live.state, await answers(live))
-        conversation += [Message(event.item.role, event.item.content) for event in events if isinstance(event, ItemCreated)]
+        conversation += [
+            Message(event.item.role, event.item.content) for event in events if isinstance(event, ItemCreated)
+        ]
         [overrides] = [event.overrides or Overrides() for event in events if isinstance(event, ResponseCreated)]
         settings = live.state.session.updated(overrides)
         most = request_of(settings, conversation, self._turns.tools).most_tokens()

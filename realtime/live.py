@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from realtime.access.principal import Principal
 from realtime.doorbell import Doorbell
 from realtime.errors import NotFound, StoreError, session_not_found
 from realtime.log import ChannelLog, Deltas, Entry, entries_from, length
@@ -56,7 +55,6 @@ RETRY_S = 0.5
 class Reader(Protocol):
     """Somebody who follows a live session."""
 
-    principal: Principal
     participant: Participant
     floor_s: float
     """The least grace that its end deserves, read when it is gone."""

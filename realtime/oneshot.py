@@ -26,7 +26,6 @@ from realtime.protocol import Role, Tokens, Usage
 from realtime.responders.base import Request
 from realtime.session import Limits
 
-
 STREAM = Action("oneshot.stream", ONESHOT)
 COMPLETE = Action("oneshot.complete", ONESHOT)
 

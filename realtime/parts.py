@@ -118,7 +118,8 @@ async def entered(parts: Parts, settings: Settings) -> AsyncIterator[None]:
         await stack.enter_async_context(parts.rates)
         await stack.enter_async_context(parts.ledger)
         await stack.enter_async_context(_running(parts.keeper))
-        for part in (parts.model.responder, parts.verifier, parts.register):
+        owned: list[object] = [parts.model.responder, parts.verifier, parts.register]
+        for part in owned:
             if isinstance(part, AbstractAsyncContextManager):
                 await stack.enter_async_context(part)
         await stack.enter_async_context(parts.queue)

@@ -498,8 +498,8 @@ class ResponseDone(ChannelEvent, kw_only=True, frozen=True, tag="response.done")
 
 
 class TaskCreated(ChannelEvent, kw_only=True, frozen=True, tag="task.created"):
-    """A task was accepted. Its `input`, as JSON, the `user` who asked for it, and the `payer` whose limits count stay in
-    the log and are not sent."""
+    """A task was accepted. Its `input`, as JSON, the `user` who asked for it, and the `payer` whose limits count stay
+    in the log and are not sent."""
 
     task: Task
     input: str | None = None

@@ -241,8 +241,9 @@ def decide(
 ) -> Decision:
     """What `command` of `user` comes to at time `now` (RFC 3339), or the error that refuses it.
 
-    `payer` is whose limits and budget count for a task. `heard` is the answer's text so far, where the command truncates one, `task_input` a task's checked input, as JSON,
-    where it creates one; `expires_at` is told where the session is. Events carry the command's `event_id`.
+    `payer` is whose limits and budget count for a task. `heard` is the answer's text so far, where the command
+    truncates one, `task_input` a task's checked input, as JSON, where it creates one; `expires_at` is told where the
+    session is. Events carry the command's `event_id`.
     """
     if state.closed:
         raise ConflictError("session_closed", "The session is closed.")

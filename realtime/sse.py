@@ -58,7 +58,7 @@ class EventStream:
     async def _until_closed(self) -> Closing | None:
         """Stream until something ends it; `None` where the client itself has."""
         try:
-            async with self._engine.attach(self._session_id, self.feed) as live:
+            async with self._engine.attach(self._session_id, self.feed, self.feed.principal) as live:
                 self._access.tell()
                 if self._comes_back and live.state.closed:
                     return Closing(CloseCode.NORMAL)

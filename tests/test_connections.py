@@ -14,6 +14,7 @@ from realtime.feed import Closing, Feed
 from realtime.opening import Opening
 from realtime.protocol import JSON, CloseCode, SessionGoingAway
 from tests.support.clock import advancing_clock
+from tests.support.principals import known
 from tests.support.sdk import turns
 
 
@@ -21,7 +22,7 @@ class Noted(Feed):
     """A feed that keeps what is done to it."""
 
     def __init__(self) -> None:
-        super().__init__(Opening(JSON), "ann")
+        super().__init__(Opening(JSON), known("ann"))
         self.sent_away: list[SessionGoingAway] = []
         self.dropped: list[Closing] = []
 

@@ -33,6 +33,7 @@ from realtime.viewers import SERVER_ENDED_FLOOR_S
 from tests.contract import begun, closed, created, done, item, participant, session, spoken
 from tests.support.clock import advancing_clock
 from tests.support.ears import Ears
+from tests.support.principals import known
 from tests.support.sdk import turns
 from tests.support.stores import Faulty
 
@@ -61,7 +62,7 @@ async def live(store: Faulty) -> AsyncIterator[LiveSession]:
 
 def reader(live: LiveSession, **opening: Any) -> Feed:
     """A feed that is told when something is new."""
-    feed = Feed(Opening(JSON, **{"session_id": SESSION, **opening}), "ann")
+    feed = Feed(Opening(JSON, **{"session_id": SESSION, **opening}), known("ann"))
     live.readers.add(feed)
     return feed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from realtime.inbox import MAX_WAITING, Inbox
-from realtime.protocol import Command, SessionClose
+from realtime.protocol import AuthRefresh, Command, SessionClose
 from tests.support.clock import advancing_clock
 
 
@@ -22,7 +22,7 @@ class Desk:
         self.done: list[str | None] = []
         self.permits = asyncio.Semaphore(0)
 
-    async def execute(self, command: Command) -> None:
+    async def execute(self, command: Command | AuthRefresh) -> None:
         self.begun.append(command.event_id)
         await self.permits.acquire()
         self.done.append(command.event_id)

@@ -130,9 +130,7 @@ class Admission:
         """A task; what it costs its model calls pay. Raises `RateLimited` and `StoreError`."""
         return await self._take("tasks", self._most.tasks, principal)
 
-    async def _paid(
-        self, name: str, rate: Rate, principal: Principal, tokens: int, session_id: str | None
-    ) -> Admitted:
+    async def _paid(self, name: str, rate: Rate, principal: Principal, tokens: int, session_id: str | None) -> Admitted:
         limit = await self._take(name, rate, principal)
         bill = self.till.bill(principal.payer, tokens)
         purse = await self.till.open(bill, session_id=session_id)
@@ -176,6 +174,4 @@ def _too_often(name: str, taken: Taken) -> RateLimited:
 
 def _too_many_connections() -> RateLimited:
     metrics.LIMITS_HIT.labels("connections").inc()
-    return RateLimited(
-        "too_many_connections", "Too many connections of yours are open.", retry_after_ms=FULL_WAIT_MS
-    )
+    return RateLimited("too_many_connections", "Too many connections of yours are open.", retry_after_ms=FULL_WAIT_MS)

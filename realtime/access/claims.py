@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from realtime.access.principal import ADMIN, DEFAULT_SCOPES
+from realtime.access.principal import ADMIN, DEFAULT_SCOPES, LEEWAY_S
 from realtime.errors import AuthenticationError
 from realtime.protocol import Id
 
@@ -51,7 +51,7 @@ def read_claims(decoded: Any) -> Claims:
         payload = msgspec.convert(decoded, Payload)
     except msgspec.ValidationError:
         raise invalid_token() from None
-    if payload.exp <= time.time():
+    if payload.exp + LEEWAY_S <= time.time():
         raise AuthenticationError("token_expired", "The token has expired.")
     return Claims(
         user=payload.sub,

@@ -11,11 +11,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from realtime.access.addresses import client_address
 from realtime.access.audit import Access, Audit
+from realtime.access.claims import Claims
 from realtime.access.origins import is_from_page
-from realtime.access.principal import SESSION, Principal
+from realtime.access.principal import LEEWAY_S, SESSION, Principal
 from realtime.access.revocations import Revocations
 from realtime.access.rules import check_no_guest, check_scope
-from realtime.access.tokens import LEEWAY_S, Claims, Verifier
+from realtime.access.tokens import Verifier
 from realtime.errors import AuthenticationError, InvalidRequest, RealtimeError
 from realtime.http import Headers, send_error
 from realtime.protocol import RateLimit
@@ -73,7 +74,9 @@ class Door:
         if fresh.session_id != principal.session_id and (principal.session_id or fresh.session_id != session_id):
             raise AuthenticationError("token_widens", "The token is for another session.", param="token")
         if not fresh.scopes <= principal.scopes:
-            raise AuthenticationError("token_widens", "The token has scopes that the one before had not.", param="token")
+            raise AuthenticationError(
+                "token_widens", "The token has scopes that the one before had not.", param="token"
+            )
         return fresh
 
     async def answer(
@@ -85,7 +88,7 @@ class Door:
         work: Callable[[Access, Scope, Receive, Send], Awaitable[None]],
     ) -> None:
         """Answer an HTTP request by `work`, or with the error that refuses it; tell the access in the audit log."""
-        session_id = scope["path_params"].get("session_id")
+        session_id = scope.get("path_params", {}).get("session_id")
         access = self.access(action.name, scope, session_id)
         send = _with_limits(send, access)
         try:
@@ -112,9 +115,9 @@ def token_in(scope: Scope) -> str | None:
         if len(headers) > 1 or kind.lower() != "bearer" or not token.strip():
             raise AuthenticationError("invalid_token", "The Authorization header has to be: Bearer, and a token.")
         return token.strip()
-    offered = [one for one in scope.get("subprotocols", ()) if one.startswith(BEARER_PROTOCOL)]
+    offered: list[str] = [one for one in scope.get("subprotocols", ()) if one.startswith(BEARER_PROTOCOL)]
     if offered:
-        return str(offered[0].removeprefix(BEARER_PROTOCOL))
+        return offered[0].removeprefix(BEARER_PROTOCOL)
     return _cookie_in(scope) if is_from_page(scope) else None
 
 
@@ -126,7 +129,7 @@ def _cookie_in(scope: Scope) -> str | None:
             except CookieError:
                 continue
             if COOKIE in cookies:
-                return cookies[COOKIE].value
+                return str(cookies[COOKIE].value)
     return None
 
 

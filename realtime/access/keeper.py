@@ -40,6 +40,10 @@ class Held:
         """The same without waiting for it. Only the first call counts, and none after `Keeper.drop`."""
         self._keeper.release(self, spent)
 
+    def drop(self) -> None:
+        """Forget it without settling it: somebody else does."""
+        self._keeper.drop(self)
+
 
 class Keeper:
     """The holds of this process. `run` has to run, in a task of its own, while there are any."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from realtime.protocol import Usage
 from realtime.settings import SettingsError
@@ -36,6 +37,10 @@ class Prices:
     def __init__(self, by_model: Mapping[str, Price]) -> None:
         self._by_model = by_model
 
+    def priced(self, model: str, usage: Usage) -> Usage:
+        """A use with what it cost, where that is known."""
+        return replace(usage, cost_usd=self.cost_usd(model, usage))
+
     def cost_usd(self, model: str, usage: Usage) -> float | None:
         """What a use of a model cost, in dollars, to the billionth; `None` where its price is not known."""
         price = self._by_model.get(model) or self._by_model.get(ANY)
@@ -48,6 +53,10 @@ class Prices:
             + (usage.cache_creation_input_tokens or 0) * price.cache_write
         )
         return round(millionths / 1e6, _DIGITS)
+
+
+UNKNOWN = Prices({})
+"""No prices at all."""
 
 
 def parse_prices(texts: Sequence[str]) -> Prices:

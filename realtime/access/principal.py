@@ -8,6 +8,8 @@ ANONYMOUS = "anonymous"
 """The user that everybody is where no authentication is configured."""
 SESSION, TASK, ONESHOT, ADMIN = "session", "task", "oneshot", "admin"
 """The scopes that a token may name."""
+LEEWAY_S = 60
+"""How far the clock of whoever makes tokens may be off, either way."""
 DEFAULT_SCOPES = frozenset({SESSION, TASK, ONESHOT})
 """What a token may do that names none."""
 

@@ -14,14 +14,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from msgspec import Struct
-from throttled.rate_limiter.gcra import RedisLimitAtomicActionSpec
 
-from realtime.access.names import joined, key
+from realtime.access.names import joined
 from realtime.settings import SettingsError
-from realtime.store.redis_calls import Calls
-from realtime.store.redis_scripts import script
 
-PREFIX = "rt:rate:"
 PERIODS_S = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86_400.0}
 SWEEP_S = 60.0
 MAX_ALLOWANCES = 100_000
@@ -30,8 +26,6 @@ makes room for itself out of itself, and does not lift the limit of one that has
 KEPT_SHARE = 0.9
 _SLACK = 1e-6
 """The share of one take by which sums of floats may be off."""
-
-TAKE = script(RedisLimitAtomicActionSpec.SCRIPTS)
 
 
 class Rate(Struct, frozen=True):
@@ -150,23 +144,3 @@ class MemoryRates:
             kept = heapq.nlargest(int(self._max * KEPT_SHARE), kept, key=lambda item: item[1].full_at)
         self._allowances = dict(kept)
         self._sweep_at = now + SWEEP_S
-
-
-class RedisRates:
-    """Those of all instances, in Redis: one key each, gone when it is full again. The step is throttled-py's script."""
-
-    def __init__(self, url: str) -> None:
-        self._calls = Calls(url)
-
-    async def take(self, name: str, subject: str, rate: Rate, cost: int = 1) -> Taken:
-        reply = await self._calls.run(TAKE, key(PREFIX, joined(name, subject)), rate.interval_s, rate.limit, cost)
-        is_limited, remaining, reset_s, retry_after_s = reply
-        return Taken(not is_limited, rate.limit, remaining, float(reset_s), float(retry_after_s))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._calls.aclose()

@@ -43,6 +43,7 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """ARGV: for how long it is kept, what is revoked."""
 
 _ALL = index_script("""
-return redis.call('ZRANGE', KEYS[1], '(' .. string.format('%.0f', after(-tonumber(ARGV[1]))), '+inf', 'BYSCORE', 'WITHSCORES')
+local oldest = '(' .. string.format('%.0f', after(-tonumber(ARGV[1])))
+return redis.call('ZRANGE', KEYS[1], oldest, '+inf', 'BYSCORE', 'WITHSCORES')
 """)
 """ARGV: how old they may be."""

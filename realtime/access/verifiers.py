@@ -11,9 +11,8 @@ import jwt
 from realtime.access.claims import Claims, invalid_token, read_claims
 from realtime.access.jwks import Jwks
 from realtime.access.keys import Key
+from realtime.access.principal import LEEWAY_S
 
-LEEWAY_S = 60
-"""How far the clock of whoever makes tokens may be ahead."""
 MAX_TOKEN_BYTES = 8192
 TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 """A signed token in its one spelling: PyJWT would let padding pass."""

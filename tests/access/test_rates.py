@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realtime.access.rates import SWEEP_S, Allowance, MemoryRates, Rate, Rates, RedisRates, Taken, parse_rate
+from realtime.access.rates import SWEEP_S, Allowance, MemoryRates, Rate, Rates, Taken, parse_rate
+from realtime.access.rates_redis import RedisRates
 from realtime.errors import StoreError
 from realtime.settings import SettingsError
 from tests.contract.redis_subject import running

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realtime.access.principal import DEFAULT_SCOPES
+from realtime.access.principal import DEFAULT_SCOPES, LEEWAY_S
 from realtime.access.tokens import Claims, Verifier, is_configured, make_verifier, sign
 from realtime.errors import AuthenticationError
 from realtime.settings import Settings, SettingsError
@@ -176,7 +176,12 @@ async def test_a_bad_token_is_refused(name: str) -> None:
 
 async def test_an_expired_token_says_so() -> None:
     """A new one is all that it takes."""
-    assert await refusal(token(exp=int(time.time()) - 1)) == "token_expired"
+    assert await refusal(token(exp=int(time.time()) - LEEWAY_S - 1)) == "token_expired"
+
+
+async def test_a_clock_that_is_a_little_off_does_no_harm() -> None:
+    """Nor does an expiry that is over for less than that."""
+    assert (await verifier().verify(token(exp=int(time.time()) - LEEWAY_S + 30))).user
 
 
 @pytest.mark.parametrize("wrong", [{"aud": "other"}, {"sub": ""}, {"nbf": int(time.time()) + 900}, {"scope": 1}])

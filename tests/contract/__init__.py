@@ -91,7 +91,7 @@ def closed() -> SessionClosed:
 
 def task_made(task_id: str, name: str = "work", task_input: str = "{}") -> TaskCreated:
     """A task is accepted."""
-    return task_created(task_id, name, task_input, user="ann", now=NOW)
+    return task_created(task_id, name, task_input, user="ann", payer=None, now=NOW)
 
 
 def task_begun(task_id: str, attempt: int = 1, instance: str | None = None) -> TaskStarted:

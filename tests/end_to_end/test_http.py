@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from realtime.app import STATIC
+from realtime.page import STATIC
 from tests.end_to_end import ERROR_TYPES, dialled, echo
 from tests.support.server import RunningServer, running_server
 

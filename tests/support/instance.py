@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.support.limits import GENEROUS
 from tests.support.nursery import Child, fork
 from tests.support.programs import bound
 
@@ -117,7 +118,7 @@ async def instance(
     `model` is the URL of a model server; without one the demo responder answers. `settings` are any of the server's:
     `redis_url=…` is `REALTIME_REDIS_URL`. `port` 0 is any free one. `arguments` are more of `realtime serve`.
     """
-    variables = {f"REALTIME_{name.upper()}": str(value) for name, value in settings.items()}
+    variables = {f"REALTIME_{name.upper()}": str(value) for name, value in {**GENEROUS, **settings}.items()}
     variables = {"REALTIME_ALLOWED_MODELS": "*", **variables}
     if model is not None:
         variables |= {"ANTHROPIC_BASE_URL": model, "ANTHROPIC_API_KEY": "test"}

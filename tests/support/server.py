@@ -13,6 +13,7 @@ from realtime.responders.base import Responder
 from realtime.responders.demo import demo
 from realtime.server import Server, listen, make_server
 from realtime.settings import Settings
+from tests.support.limits import GENEROUS
 
 
 class RunningServer:
@@ -49,7 +50,7 @@ async def running_server(responder: Responder = demo, **settings: Any) -> AsyncI
     """A server with `responder` and `settings`: any field of `Settings`, and `functions`, the tasks of the application.
     Any model may be asked for."""
     functions: Sequence[Callable[..., Any]] = settings.pop("functions", ())
-    chosen = Settings(**{"port": 0, "allowed_models": ("*",), "drain_s": 1, **settings})
+    chosen = Settings(**{"port": 0, "allowed_models": ("*",), "drain_s": 1, **GENEROUS, **settings})
     app = create_app(responder, chosen, tasks=functions)
     listener = listen(chosen)
     server = make_server(app, chosen)

@@ -13,6 +13,7 @@ from realtime.call import ModelSettings
 from realtime.conversation import Message
 from realtime.responders.base import Finish, Request
 from realtime.tasks.context import Context, Model, TaskSession
+from tests.support.tills import open_till
 
 Answer = Callable[[Request], str | list[str]]
 
@@ -84,7 +85,9 @@ def model_of(script: Script, *, context_tokens: int = 200_000) -> Model:
             context_tokens=context_tokens,
             truncation="auto",
             idle_timeout_s=60.0,
-        )
+        ),
+        open_till(),
+        "user:ann",
     )
 
 

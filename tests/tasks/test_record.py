@@ -15,7 +15,7 @@ from realtime.store.memory import MemoryStore
 from realtime.tasks.record import TaskRecord, read_record
 from tests.contract import NOW, session
 
-CREATED = task_created("t", "work", '{"secret": 1}', user="ann", now=NOW, response_id="resp_1")
+CREATED = task_created("t", "work", '{"secret": 1}', user="ann", payer=None, now=NOW, response_id="resp_1")
 
 
 def started(attempt: int, instance: str = "inst_1") -> TaskStarted:

@@ -59,7 +59,7 @@ class Room:
 
     async def record(self, ref: TaskRef, *events: TaskStarted | TaskDone) -> None:
         """Record it, and what it has come to."""
-        created = task_created(ref.task_id, ref.name, "{}", user="ann", now=NOW)
+        created = task_created(ref.task_id, ref.name, "{}", user="ann", payer=None, now=NOW)
         await self.store.append(ref.session_id, [Write(SESSION_CHANNEL, [created])])
         if events:
             await self.store.append(ref.session_id, [Write(ref.task_id, list(events))])

@@ -20,14 +20,17 @@ from realtime.tasks import tools as tools_module
 from realtime.tasks.record import read_record
 from realtime.tasks.tools import MAX_RESULT_CHARS, TaskTools
 from tests.contract import closed, item
+from tests.support.principals import known
 from tests.support.sdk import turns
 from tests.support.stores import Faulty, Slow
 from tests.tasks.test_run import Gate, Job
 from tests.tasks.workplace import PATIENCE_S, engine_of, eventually
 
+ANN = known("ann")
+
 pytestmark = pytest.mark.usefixtures("reports")
 
-RESPONSE = ResponseState("resp_1", "m", "ann", Overrides())
+RESPONSE = ResponseState("resp_1", "m", "ann", Overrides(), None)
 
 
 @task(tool=True)
@@ -99,7 +102,7 @@ async def calling(*, max_session_bytes: int = 1_000_000) -> AsyncIterator[Place]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tools_module, "RETRY_S", 0.01)
         async with engine_of(shout, fail, tell, secret, wait, store=store) as engine:
-            session_id = await engine.create("ann")
+            session_id = await engine.create(ANN)
             async with engine.hub.use(session_id) as live:
                 yield Place(store, live, TaskTools(engine.desk), gate)
 

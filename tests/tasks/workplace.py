@@ -39,6 +39,8 @@ from realtime.tasks.registry import Registry
 from realtime.tasks.run import Kit
 from realtime.tasks.worker import Worker
 from tests.contract import NOW, flat, session
+from tests.support.limits import GENEROUS
+from tests.support.tills import open_till
 from tests.tasks.scripted import Script
 
 PATIENCE_S = 20.0
@@ -65,7 +67,7 @@ class Workplace:
         """Record a task, on the index too, in a session that is made if there is none; nobody is told to run it."""
         session_id = session_id or new_id("sess")
         task = TaskRef(session_id, new_id("task"), name)
-        created = task_created(task.task_id, name, self.registry.check(name, given), user="ann", now=NOW)
+        created = task_created(task.task_id, name, self.registry.check(name, given), user="ann", payer=None, now=NOW)
         try:
             await self.store.load(session_id)
         except NotFound:
@@ -162,7 +164,9 @@ async def working(
     journal = Journal(store, interval_s=0.001)
     lease = Lease(store, instance, lease_s=LEASE_S)
     await store.sign(instance, LEASE_S)
-    worker = Worker(store, queue, Kit(registry, journal, lease, model_settings(), ttl_s=TTL_S), ttl_s=TTL_S)
+    worker = Worker(
+        store, queue, Kit(registry, journal, lease, model_settings(), open_till(), ttl_s=TTL_S), ttl_s=TTL_S
+    )
     async with Background() as background:
         background.spawn(journal.run())
         background.spawn(lease.sign())
@@ -180,7 +184,7 @@ async def engine_of(
     """The engine of an application that runs these tasks itself."""
     store = store or MemoryStore()
     store.shared = False  # or others would run them
-    chosen = Settings(**{"allowed_models": ("*",), **settings})
+    chosen = Settings(**{"allowed_models": ("*",), **GENEROUS, **settings})
     with mock.patch.object(parts, "MemoryStore", return_value=store):
         application = create_app(responder or Script(), chosen, tasks=functions)
         async with application.router.lifespan_context(application):
