@@ -50,12 +50,12 @@ class _Book:
         self.used -= lapsed.charged
         self.holds[hold_id] = _Held(amount, max(spent, old.spent if old else lapsed.charged), deadline)
 
-    def end(self, hold_id: str, ended: _Ended) -> None:
-        """End a hold, which comes to what `ended` says."""
+    def end(self, hold_id: str, charge: int, *, is_settled: bool, now: float, lease_s: float) -> None:
+        """End a hold, which comes to `charge`."""
         old = self.holds.pop(hold_id, None)
         self.held -= old.amount if old else 0
-        self.used += ended.charged - self.ended.get(hold_id, NEVER).charged
-        self.ended[hold_id] = ended
+        self.used += charge - self.ended.get(hold_id, NEVER).charged
+        self.ended[hold_id] = _Ended(charge, is_settled, now + (REMEMBER_S if charge else lease_s))
 
     def look(self, now: float, lease_s: float) -> None:
         """End what has run out, forget what has ended long ago."""
@@ -63,7 +63,7 @@ class _Book:
             return
         for hold_id, hold in list(self.holds.items()):
             if hold.deadline <= now:
-                self.end(hold_id, _Ended(hold.spent, False, now + REMEMBER_S))
+                self.end(hold_id, hold.spent, is_settled=False, now=now, lease_s=lease_s)
         self.ended = {hold_id: ended for hold_id, ended in self.ended.items() if ended.until > now}
         self.look_at = min([now + lease_s, *(hold.deadline for hold in self.holds.values())])
 
@@ -99,8 +99,7 @@ class MemoryLedger:
     async def settle(self, account: Account, hold_id: str, spent: int) -> None:
         book = self._used(account)
         if not book.ended.get(hold_id, NEVER).is_settled:
-            remember_s = REMEMBER_S if spent else self.lease_s
-            book.end(hold_id, _Ended(spent, True, self._clock() + remember_s))
+            book.end(hold_id, spent, is_settled=True, now=self._clock(), lease_s=self.lease_s)
 
     async def balance(self, account: Account) -> Balance:
         book = self._used(account)

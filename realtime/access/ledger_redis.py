@@ -38,7 +38,7 @@ local function get(field)
 end
 
 local function add(field, amount)
-    redis.call('HINCRBY', key, field, string.format('%.0f', amount))
+    if amount ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', amount)) end
 end
 
 local function three(text)
@@ -61,18 +61,18 @@ local function put(id, amount, spent)
     local before, known = hold(id)
     local charged = ended(id)
     add('held', amount - before)
-    add('used', 0 - charged)
-    redis.call('HDEL', key, 'e:' .. id)
+    add('used', -charged)
+    if charged ~= 0 then redis.call('HDEL', key, 'e:' .. id) end
     spent = math.max(spent, known, charged)
     redis.call('HSET', key, 'h:' .. id, string.format('%.0f %.0f %.0f', amount, spent, now + lease))
 end
 
 -- End a hold, which comes to `charge`.
 local function finish(id, charge, settled)
-    add('held', 0 - hold(id))
+    add('held', -hold(id))
     add('used', charge - ended(id))
     redis.call('HDEL', key, 'h:' .. id)
-    local forget = now + ((charge == 0 and settled == 1) and lease or remember)
+    local forget = now + (charge == 0 and lease or remember)
     redis.call('HSET', key, 'e:' .. id, string.format('%.0f %.0f %.0f', charge, settled, forget))
 end
 
