@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import sys
 import unicodedata
@@ -18,7 +19,7 @@ from websockets.uri import parse_uri
 
 from realtime.keyboard import INTERRUPT, Keyboard
 from realtime.log import format_positions
-from realtime.protocol import JSON, SESSION_CHANNEL, new_id
+from realtime.protocol import JSON, SESSION_CHANNEL, CloseCode, new_id
 
 RECONNECT_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429})
 FIRST_DELAY_S = 0.25
@@ -212,10 +213,11 @@ def _printable(text: str) -> str:
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 
-def run(url: str, session_id: str | None) -> int:
+def run(url: str, session_id: str | None, token: str | None = None) -> int:
     """Talk until the user leaves or the session ends. Returns the exit status."""
     try:
-        return asyncio.run(_run(_address(url), Chat(session_id, shows_progress=sys.stdout.isatty())))
+        chat = Chat(session_id, shows_progress=sys.stdout.isatty())
+        return asyncio.run(_run(_address(url), _authorization(token), chat))
     except ChatEnded as ended:
         print(ended, file=sys.stderr)
         return 1
@@ -223,12 +225,12 @@ def run(url: str, session_id: str | None) -> int:
         return 128 + signal.SIGINT
 
 
-async def _run(address: str, chat: Chat) -> int:
+async def _run(address: str, headers: dict[str, str], chat: Chat) -> int:
     with Keyboard() as keyboard:
         delay_s = FIRST_DELAY_S
         while True:
             try:
-                async with _connected(address, chat) as socket:
+                async with _connected(address, headers, chat) as socket:
                     delay_s = FIRST_DELAY_S
                     if await _talk(socket, chat, keyboard):
                         return 0
@@ -252,9 +254,19 @@ def _address(url: str) -> str:
     return address
 
 
-def _connected(address: str, chat: Chat) -> connect:
+def _authorization(token: str | None) -> dict[str, str]:
+    """The header that says who the user is. Raises `ChatEnded`, which does not repeat it."""
+    if token is None:
+        return {}
+    if not re.fullmatch(r"[\w.~+/=-]+", token, re.ASCII):
+        raise ChatEnded("That is no token; `realtime token` makes one.")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _connected(address: str, headers: dict[str, str], chat: Chat) -> connect:
     uri = f"{address}?{urlencode(chat.query())}"
-    return connect(uri, subprotocols=[Subprotocol(JSON.subprotocol)], compression=None, max_size=None)
+    subprotocols = [Subprotocol(JSON.subprotocol)]
+    return connect(uri, subprotocols=subprotocols, additional_headers=headers, compression=None, max_size=None)
 
 
 async def _talk(socket: ClientConnection, chat: Chat, keyboard: Keyboard) -> bool:
@@ -308,6 +320,8 @@ def _raise_if_final(error: Exception, chat: Chat) -> None:
             raise ChatEnded(f"The server refused the connection (HTTP {status}).") from None
     elif isinstance(error, ConnectionClosed):
         code = error.rcvd.code if error.rcvd else 1006
+        if code == CloseCode.UNAUTHENTICATED:
+            raise ChatEnded("The server asks for a token, or does not accept this one any more (--token).") from None
         if code not in RECONNECT_CODES:
             raise ChatEnded(f"The server has ended the session (close code {code}).") from None
     elif not chat.positions:  # it was never attached

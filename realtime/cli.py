@@ -1,8 +1,8 @@
-"""The command line: `realtime serve`, `realtime worker`, `realtime chat`."""
+"""The command line: `realtime serve`, `worker`, `chat`, `token` and `check`."""
 
 from __future__ import annotations
 
-import ipaddress
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +65,13 @@ def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool, fd: 
 
 
 def _check(settings: Settings, workers: int, insecure_no_auth: bool) -> None:
+    from realtime.check import check_reach
     from realtime.settings import SettingsError
 
     if workers > 1 and not settings.redis_url:
         raise SettingsError(f"--workers {workers} needs REALTIME_REDIS_URL: a store that processes can share")
-    if not insecure_no_auth and not _is_loopback(settings.host):
-        raise SettingsError(
-            f"REALTIME_HOST={settings.host!r} can be reached by others, and there is no authentication: "
-            "bind to 127.0.0.1, or give --insecure-no-auth if that is meant"
-        )
+    if not insecure_no_auth:
+        check_reach(settings)
 
 
 def _keep_workers(settings: Settings, count: int) -> int:
@@ -101,13 +99,6 @@ def worker() -> None:
         raise click.ClickException(str(error)) from None
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -115,11 +106,52 @@ def _given(**options: Any) -> dict[str, Any]:
 @main.command()
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")
 @click.option("--session", default=None, help="Go on with this session.")
-def chat(url: str, session: str | None) -> None:
+@click.option(
+    "--token", default=None, envvar="REALTIME_TOKEN", help="Who you are, if the server asks (REALTIME_TOKEN)."
+)
+def chat(url: str, session: str | None, token: str | None) -> None:
     """Talk to a server from the terminal."""
     from realtime.chat import run
 
-    sys.exit(run(url, session))
+    sys.exit(run(url, session, token))
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
+    """The seconds in `90s`, `15m`, `1h` or `7d`."""
+    found = re.fullmatch(r"([1-9]\d{0,8})([smhd])", text, re.ASCII)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no time: expected for example 90s, 15m, 1h or 7d")
+    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+
+
+@main.command()
+@click.option("--user", required=True, help="Whom it is for.")
+@click.option("--session", default=None, help="The only session that it is good for.")
+@click.option("--ttl", "ttl_s", default="1h", show_default=True, callback=_seconds, help="For how long.")
+@click.option("--scope", default=None, help='What it allows: "session task oneshot admin" (all but admin).')
+def token(user: str, session: str | None, ttl_s: int, scope: str | None) -> None:
+    """Print a token, signed with REALTIME_AUTH_SECRET."""
+    from realtime.access.claims import SCOPES
+    from realtime.access.tokens import sign
+    from realtime.settings import SettingsError, load_settings
+
+    scopes = None if scope is None else scope.split()
+    if unknown := set(scopes or ()) - SCOPES:
+        raise click.BadParameter(
+            f"there is no {', '.join(sorted(unknown))}: expected some of {', '.join(sorted(SCOPES))}"
+        )
+    try:
+        click.echo(sign(load_settings(), user=user, session_id=session, ttl_s=ttl_s, scopes=scopes))
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+def check() -> None:
+    """Say what is wrong with the settings and what they need, and what to do."""
+    from realtime.check import run
+
+    sys.exit(run())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ SECRETS = frozenset({"auth_secret", "redis_url", "queue_redis_url", "seal_keys"}
 """Settings whose values may hold a password or a key, and are never shown."""
 
 
+CLIENT_VARIABLES = frozenset({"REALTIME_TOKEN"})
+"""What `realtime chat` reads, and no server."""
+
+
 class SettingsError(Exception):
     """A setting is wrong. The text is one line: the setting, its value, what is allowed."""
 
@@ -157,7 +161,7 @@ def load_settings(environ: Mapping[str, str] = os.environ, **overrides: Any) -> 
 
 def unknown_settings(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables that look like settings but are none: a typing error, or from another version."""
-    known = {variable(field) for field in Settings.__struct_fields__}
+    known = {variable(field) for field in Settings.__struct_fields__} | CLIENT_VARIABLES
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 

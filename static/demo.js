@@ -1,6 +1,7 @@
 /**
  * The demo page: wires a session to the conversation, the composer and the line of facts. The session's id
- * is in the address after `#`, so a reload and a second tab continue the same one.
+ * is in the address after `#`, so a reload and a second tab continue the same one. A token may come there as
+ * `#token=…`, and is not left there.
  */
 
 import { Conversation } from "./conversation.js";
@@ -10,6 +11,7 @@ import { RealtimeSession } from "./realtime.js";
 const CUT_MS = 1_500;
 /** The answer must survive the cut and a reload, so the server waits longer than either takes. */
 const GRACE_MS = 10_000;
+const TOKEN_MARK = "#token=";
 const TOKEN_NEEDED = 4401;
 const UNKNOWN_SESSION = 4404;
 const CLOSINGS = new Map([
@@ -32,6 +34,8 @@ const conversation = new Conversation(byId("log"), byId("scroller"));
 
 /** @type {RealtimeSession} */
 let session;
+/** The token that came in the address. @type {string | undefined} */
+let token;
 let facts = newFacts();
 
 function newFacts() {
@@ -51,7 +55,7 @@ function newFacts() {
 /** @param {string | null} sessionId the session to continue, or null for a new one */
 function start(sessionId) {
   const before = session;
-  session = new RealtimeSession({ sessionId });
+  session = new RealtimeSession({ sessionId, token });
   before?.close();
   conversation.clear();
   facts = newFacts();
@@ -172,13 +176,18 @@ function setComposer(enabled) {
   sendButton.disabled = !enabled;
 }
 
-/** Gives the token to the server for a cookie that scripts can't read. @param {string} token */
-async function signIn(token) {
-  const headers = { authorization: `Bearer ${token}` };
-  const answer = await fetch("/v1/auth/cookie", { method: "POST", headers });
-  if (!answer.ok) return notify("The server does not accept this token.");
+/** Gives the token to the server for a cookie that scripts can't read. @param {string} given */
+async function signIn(given) {
+  if (!await keep(given)) return notify("The server does not accept this token.");
+  token = undefined;
   notify("");
   start(session.sessionId);
+}
+
+/** @param {string} given @returns {Promise<boolean>} whether the server has taken it */
+async function keep(given) {
+  const headers = { authorization: `Bearer ${given}` };
+  return (await fetch("/v1/auth/cookie", { method: "POST", headers })).ok;
 }
 
 byId("composer").addEventListener("submit", (event) => {
@@ -284,8 +293,19 @@ function drawFacts() {
 
 const sessionInAddress = () => /^#(sess_[\w-]+)$/.exec(location.hash)?.[1] ?? null;
 
+/** Whether a token came in the address, where it must not stay: it would be on the screen, and in the history. */
+function takeToken() {
+  if (!location.hash.startsWith(TOKEN_MARK)) return false;
+  token = location.hash.slice(TOKEN_MARK.length);
+  history.replaceState(null, "", location.pathname + location.search);
+  keep(token).catch(() => {}); // for a reload and for other tabs; this one does without
+  return true;
+}
+
 addEventListener("hashchange", () => {
-  if (sessionInAddress() !== session.sessionId) start(sessionInAddress());
+  if (takeToken()) start(null);
+  else if (sessionInAddress() !== session.sessionId) start(sessionInAddress());
 });
 
+takeToken();
 start(sessionInAddress());

@@ -41,6 +41,8 @@ const HEARTBEAT_MS = 15_000;
 /** The server remembers so many command ids: to repeat an older command could carry it out twice. */
 const MAX_UNANSWERED = 1_000;
 const TOKEN_CODE = 4401;
+/** What may stand in the name of a subprotocol. */
+const TOKEN = /^[\w.~+-]+$/;
 const LIMIT_CODE = 4429;
 const RECONNECT_CODES = new Set([1001, 1005, 1006, 1011, 1012, 1013, 4408, LIMIT_CODE]);
 /** Commands about one connection: void on the next one. */
@@ -167,10 +169,11 @@ export class RealtimeSession extends EventTarget {
     this.#socket = socket;
   }
 
-  /** No token where getting one fails: the server then answers 4401, and the next try asks again. */
+  /** No token where getting one fails, or it is none: the server then answers 4401, and the next try asks again. */
   async #token() {
     const { token } = this.#options;
-    return typeof token === "function" ? Promise.resolve().then(token).catch(() => undefined) : token;
+    const given = typeof token === "function" ? await Promise.resolve().then(token).catch(() => undefined) : token;
+    return given && TOKEN.test(given) ? given : undefined;
   }
 
   #address() {

@@ -15,6 +15,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
+
 from tests.end_to_end import Model, echo
 from tests.support.server import RunningServer, running_server
 from tests.support.tcp_proxy import TcpProxy
@@ -210,6 +214,47 @@ async def test_ctrl_c_ends_a_script() -> None:
         _, err = await output_of(process)
         assert "Traceback" not in err
         assert process.returncode == 130
+
+
+@asynccontextmanager
+async def bouncer(code: int) -> AsyncIterator[tuple[str, list[str | None]]]:
+    """A server that closes each connection with this code, and what each had for a token."""
+    shown: list[str | None] = []
+
+    async def bounce(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        shown.append(connection.request.headers.get("Authorization"))
+        await connection.close(code)
+
+    async with serve(bounce, "127.0.0.1", 0, subprotocols=[Subprotocol("realtime.v1")]) as server:
+        yield f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}", shown
+
+
+async def test_a_token_is_shown_and_its_refusal_is_told() -> None:
+    """It is not asked for again and again, and not repeated."""
+    async with bouncer(4401) as (url, shown), piped(url, "hello\n", "--token", "a.b.c") as process:
+        _, err = await output_of(process)
+    assert shown == ["Bearer a.b.c"]
+    assert "--token" in err
+    assert "a.b.c" not in err
+    assert process.returncode == 1
+
+
+async def test_a_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody else can read it."""
+    monkeypatch.setitem(ENVIRONMENT, "REALTIME_TOKEN", "d.e.f")
+    async with bouncer(4403) as (url, shown), piped(url, "hello\n") as process:
+        await output_of(process)
+    assert shown == ["Bearer d.e.f"]
+
+
+async def test_what_is_no_token_is_not_sent() -> None:
+    """It could be a header more."""
+    async with bouncer(4401) as (url, shown), piped(url, "hello\n", "--token", "a\r\nb: c") as process:
+        _, err = await output_of(process)
+    assert shown == []
+    assert err.startswith("That is no token")
+    assert process.returncode == 1
 
 
 # --- in a terminal ---------------------------------------------------------------------------------------------------

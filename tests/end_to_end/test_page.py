@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, WebSocketRoute, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, WebSocketRoute, async_playwright, expect
 
 from realtime.responders.base import Request
+from tests.end_to_end import echo
 from tests.support.client import attached
 from tests.support.server import RunningServer, running_server
 
@@ -520,3 +521,26 @@ async def test_the_page_is_as_light_as_the_system(
         page = await visit(context, server.url)
         color = await page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert all(darkest <= int(part) <= lightest for part in re.findall(r"\d+", color))
+
+
+async def test_a_token_in_the_address_is_used_and_not_left_there(context: BrowserContext) -> None:
+    """It is offered to the server, given to it for a cookie, and stands in no address that a person could copy."""
+    kept: list[str | None] = []
+
+    async def keep(route: Route) -> None:
+        kept.append(route.request.headers.get("authorization"))
+        await route.fulfill(status=204)
+
+    await context.route("**/v1/auth/cookie", keep)
+    await context.add_init_script(
+        "WebSocket = class extends WebSocket {"
+        "  constructor(url, protocols) { super(url, ['realtime.v1']); (globalThis.offered ??= []).push(...protocols); }"
+        "};"
+    )
+    async with running_server(echo) as server:
+        page = await visit(context, f"{server.url}/#token=a.b-c.d_e")
+        assert re.fullmatch(r"sess_\w+", session_of(page))
+        offered = await page.evaluate("offered")
+        assert await page.evaluate("history.length") == 2  # the empty tab, and this
+    assert offered == ["realtime.v1", "bearer.a.b-c.d_e"]
+    assert kept == ["Bearer a.b-c.d_e"]

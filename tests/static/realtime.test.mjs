@@ -49,6 +49,30 @@ test("a token is offered beside the subprotocol", async (t) => {
   assert.deepEqual(browser.sockets[0].protocols, ["realtime.v1", "bearer.a.b.c"]);
 });
 
+test("a token may be a string, or come from a function that needs no promise", async (t) => {
+  const browser = browserFor(t);
+  for (const token of ["a.b.c", () => "a.b.c"]) new RealtimeSession({ token }).connect();
+  await settle();
+  assert.deepEqual(browser.sockets.map(({ protocols }) => protocols[1]), ["bearer.a.b.c", "bearer.a.b.c"]);
+});
+
+test("what can't be a token is not offered", async (t) => {
+  const browser = browserFor(t);
+  for (const token of ["", "a b", "a,b", "ä.b.c", "a\n", () => undefined]) new RealtimeSession({ token }).connect();
+  await settle();
+  assert.equal(browser.sockets.length, 6);
+  for (const { protocols } of browser.sockets) assert.deepEqual(protocols, ["realtime.v1"]);
+});
+
+test("a token is asked for anew at each connect", async (t) => {
+  const browser = browserFor(t);
+  const tokens = ["first", "second"];
+  await attached(browser, { token: async () => tokens.shift() });
+  browser.sockets[0].lose(1006);
+  await browser.clock.pass(1_000);
+  assert.deepEqual(browser.sockets.map(({ protocols }) => protocols[1]), ["bearer.first", "bearer.second"]);
+});
+
 test("the first frame opens the session", async (t) => {
   const browser = browserFor(t);
   const session = new RealtimeSession();
@@ -342,6 +366,31 @@ test("a refused token is replaced by a fresh one, if there is a way to get one",
   assert.deepEqual(browser.sockets[1].protocols, ["realtime.v1", "bearer.new"]);
 });
 
+test("a refused token that is all there is ends the session", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser, { token: "only" });
+  const told = listen(session, "closed");
+  browser.sockets[0].lose(4401, "expired");
+  await browser.clock.pass(60_000);
+  assert.deepEqual(told, [["closed", { code: 4401, reason: "expired" }]]);
+  assert.equal(browser.sockets.length, 1);
+});
+
+test("tokens that are refused again and again are asked for with pauses", async (t) => {
+  const browser = browserFor(t);
+  let asked = 0;
+  new RealtimeSession({ token: () => `token-${asked += 1}` }).connect();
+  await settle();
+  for (let refusals = 0; refusals < 8; refusals += 1) {
+    browser.sockets.at(-1).lose(4401);
+    await browser.clock.pass(10_000);
+  }
+  assert.equal(asked, 9);
+  browser.sockets.at(-1).lose(4401);
+  await browser.clock.pass(4_000);
+  assert.equal(asked, 9);
+});
+
 test("a token that expires is refreshed on the open connection", async (t) => {
   const browser = browserFor(t);
   const tokens = ["old", "new"];
@@ -350,6 +399,22 @@ test("a token that expires is refreshed on the open connection", async (t) => {
   await settle();
   const [{ type, token }] = browser.sockets[0].sent;
   assert.deepEqual([type, token], ["auth.refresh", "new"]);
+});
+
+test("a fresh token that comes too late for its connection is not sent on the next", async (t) => {
+  const browser = browserFor(t);
+  let give;
+  const tokens = ["old", new Promise((resolve) => { give = resolve; }), "new"];
+  const session = await attached(browser, { token: () => tokens.shift() });
+  browser.sockets[0].deliver({ type: "auth.expiring", expires_at: "2026-11-22T00:01:00Z" });
+  browser.sockets[0].lose(4401);
+  give("late");
+  await browser.clock.pass(1_000);
+  assert.deepEqual(browser.sockets[1].protocols, ["realtime.v1", "bearer.new"]);
+  browser.sockets[1].attach();
+  await settle();
+  assert.equal(session.state, "open");
+  assert.deepEqual(browser.sockets.flatMap(({ sent }) => sent), []);
 });
 
 test("a token that can't be replaced is not sent again", async (t) => {
