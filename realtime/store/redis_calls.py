@@ -27,6 +27,7 @@ from realtime.errors import StoreError
 from realtime.observe import logs
 from realtime.store.redis_health import Health
 from realtime.store.redis_scripts import Script
+from realtime.store.redis_tls import read_authorities, share_tls
 
 TIMEOUT_S = 1.5
 """How long a caller waits for its reply."""
@@ -301,7 +302,9 @@ async def _connect(url: str) -> Client:
     }
     # No timeouts of its own: what waits for a reply here is bounded, and redis-py takes its own for no reply at all.
     client = Redis.from_url(url, max_connections=LANES + 3, socket_timeout=None, **options)
+    share_tls(client.connection_pool)
     try:
+        await read_authorities(client.connection_pool)
         is_cluster = await _looks_at(client)
     except BaseException:
         await client.aclose()
@@ -321,9 +324,17 @@ async def _looks_at(client: Redis) -> bool:
     """Whether the server belongs to a cluster. Says so in the log if it is set to throw away what it should keep."""
     try:
         info = await client.info()
-    except ResponseError:  # this user may not ask
-        return False
+    except ResponseError:  # this user may not ask that; what a cluster's client needs it may ask of a cluster
+        return await _has_slots(client)
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         logs.warning("redis may evict sessions: set maxmemory-policy to noeviction", policy=policy)
     return bool(info.get("cluster_enabled"))
+
+
+async def _has_slots(client: Redis) -> bool:
+    try:
+        await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+    except ResponseError:
+        return False
+    return True

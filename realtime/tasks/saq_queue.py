@@ -32,6 +32,7 @@ from realtime.live import RETRY_S
 from realtime.observe import logs
 from realtime.store.base import TaskRef
 from realtime.store.redis_calls import CONNECT_TIMEOUT_S, TIMEOUT_S, unavailable
+from realtime.store.redis_tls import share_tls
 from realtime.tasks.queue import Handler
 from realtime.tasks.registry import PRIORITIES, TaskDefinition
 from realtime.tasks.room import Line, Room
@@ -304,4 +305,5 @@ def _client(url: str, connections: int) -> Redis:
         protocol=2,
         driver_info=DriverInfo(lib_version=redis.__version__),
     )
+    share_tls(pool)
     return Redis(connection_pool=pool)

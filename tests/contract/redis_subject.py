@@ -10,6 +10,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from realtime.store.redis import RedisStore
+from tests.support.redis_access import PASSWORD, USER, restrict
+from tests.support.redis_server import redis_cluster, redis_server
 
 AGE = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -37,8 +39,26 @@ def running(service: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
 
 
 @asynccontextmanager
+async def restricted_server() -> AsyncIterator[list[int]]:
+    """The port of a Redis."""
+    async with redis_server() as redis:
+        await restrict(redis)
+        yield [redis.port]
+
+
+@asynccontextmanager
+async def restricted_cluster() -> AsyncIterator[list[int]]:
+    """The ports of a cluster's nodes."""
+    async with redis_cluster() as cluster:
+        for node in cluster.nodes:
+            await restrict(node, cluster=True)
+        yield cluster.ports
+
+
+@asynccontextmanager
 async def redis_store(ports: list[int], **settings: Any) -> AsyncIterator[Opened]:
-    """A store in the Redis, or the cluster, that listens on `ports`, which is empty; and the passing of seconds."""
+    """A store in the Redis, or the cluster, that listens on `ports`, which is empty; and the passing of seconds. The
+    store's user may do what the operations page says, and no more."""
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(Redis(port=port)) for port in ports]
 
@@ -49,9 +69,11 @@ async def redis_store(ports: list[int], **settings: Any) -> AsyncIterator[Opened
         for node in nodes:
             await node.flushall()  # type: ignore[no-untyped-call, unused-ignore]
         await _pass_on(nodes)
-        store = RedisStore(f"redis://127.0.0.1:{ports[0]}/0", **settings)
+        store = RedisStore(f"redis://{USER}:{PASSWORD}@127.0.0.1:{ports[0]}/0", **settings)
         yield await stack.enter_async_context(store), advance
         assert not await _immortal(nodes), "every key has a time to live at every moment"
+        for node in nodes:
+            assert not await node.acl_log()  # type: ignore[no-untyped-call, unused-ignore]
 
 
 async def _pass_on(nodes: list[Redis]) -> None:

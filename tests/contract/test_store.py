@@ -57,8 +57,7 @@ from tests.contract import (
     task_told,
     task_wrote,
 )
-from tests.contract.redis_subject import redis_store, running
-from tests.support.redis_server import redis_cluster, redis_server
+from tests.contract.redis_subject import redis_store, restricted_cluster, restricted_server, running
 
 TTL_S = 100.0
 LEASE_S = 10.0
@@ -109,15 +108,15 @@ async def in_redis(ports: list[int], **settings: Any) -> AsyncIterator[Subject]:
 @pytest.fixture(scope="module")
 def redis_ports() -> Iterator[list[int]]:
     """The port of a Redis."""
-    with running(redis_server()) as redis:
-        yield [redis.port]
+    with running(restricted_server()) as ports:
+        yield ports
 
 
 @pytest.fixture(scope="module")
 def cluster_ports() -> Iterator[list[int]]:
     """The ports of a cluster's nodes."""
-    with running(redis_cluster()) as cluster:
-        yield cluster.ports
+    with running(restricted_cluster()) as ports:
+        yield ports
 
 
 @pytest.fixture(params=["memory", "redis", "cluster"])
