@@ -132,6 +132,7 @@ def create_app(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
         lifespan=lambda _app: _lifespan(settings, parts, engine, worker, connections),
     )
+    app.router.default = _nothing
     app.middleware_stack = edge(app.build_middleware_stack(), settings)  # outside of what answers with 500, too
     app.state.engine = engine
     app.state.connections = connections
@@ -204,6 +205,11 @@ class _Page:
             await send(message)
 
         await self._files(scope, receive, send_with_headers)
+
+
+async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """What is at all other paths, for WebSockets, too."""
+    raise HTTPException(404)
 
 
 async def _alive(_scope: Scope, _receive: Receive, send: Send) -> None:

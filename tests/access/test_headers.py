@@ -134,6 +134,7 @@ async def test_without_allowed_origins_there_is_no_cors() -> None:
         ("POST /v1/stream", 200, (b"Content-Length: 15",)),
         ("GET /v1/realtime", 403, (*UPGRADE, b"Origin: https://evil.com")),
         ("GET /v1/realtime?history=x", 400, UPGRADE),
+        ("GET /healthz", 404, UPGRADE),
     ],
 )
 async def test_every_answer_has_them_once(
