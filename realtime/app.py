@@ -88,6 +88,7 @@ def create_app(
         exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
         lifespan=lambda _app: _lifespan(site, worker),
     )
+    app.router.default = _nothing
     app.middleware_stack = edge(app.build_middleware_stack(), settings)  # outside of what answers with 500, too
     app.state.engine = site.engine
     app.state.connections = site.connections
@@ -248,6 +249,11 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
+
+
+async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """What is at all other paths, for WebSockets, too."""
+    raise HTTPException(404)
 
 
 async def _alive(_scope: Scope, _receive: Receive, send: Send) -> None:

@@ -27,6 +27,7 @@ from tests.support.deployment import (
     instruction,
     instructions,
     last_stage,
+    networks,
     services,
     words,
 )
@@ -133,6 +134,14 @@ def test_nginx_knows_the_instances_by_their_names() -> None:
     for upstream in upstreams:
         assert re.findall(r"server (\S+) ", upstream) == [f"{name}:{port}" for name in INSTANCES]
     assert all(set(SERVICES[name]["networks"]) & set(SERVICES["nginx"]["networks"]) for name in INSTANCES)
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_an_instance_believes_nginx_and_nobody_who_is_not_on_their_network(name: str) -> None:
+    """Its trusted proxies are the addresses of that network, which nobody but nginx and those like itself is on."""
+    [configured] = networks()["front"]["ipam"]["config"]
+    assert load_settings(environment(name)).trusted_proxies == (filled(configured["subnet"]),)
+    assert {other for other, service in SERVICES.items() if "front" in service["networks"]} == {"nginx", *SERVERS}
 
 
 def test_only_nginx_is_published_and_only_to_this_machine() -> None:

@@ -109,7 +109,7 @@ class Door:
 def token_in(scope: Scope) -> str | None:
     """The token that comes with a request: of the header, else the subprotocol, else the cookie. Raises
     `AuthenticationError` for a header that is none."""
-    headers = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+    headers: list[str] = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
     if headers:
         kind, _, token = headers[0].partition(" ")
         if len(headers) > 1 or kind.lower() != "bearer" or not token.strip():

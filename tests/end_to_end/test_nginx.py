@@ -19,6 +19,7 @@ from websockets.exceptions import InvalidStatus
 
 from realtime.server import make_server
 from realtime.settings import Settings
+from tests.access.wire import telling_server
 from tests.end_to_end import PATIENCE_S, Model, Turn, echo
 from tests.support.client import attached
 from tests.support.http_connection import HttpConnection
@@ -379,16 +380,18 @@ async def test_too_many_connections_get_429() -> None:
             pass
 
 
-async def test_figures_are_not_for_the_public() -> None:
-    """`/metrics` is for this machine alone."""
+async def test_figures_and_administration_are_not_for_the_public() -> None:
+    """`/metrics` and `/v1/admin/` are for this machine alone."""
     async with Upstream() as upstream, nginx(upstream.port) as proxy:
         async with http(proxy) as inside:
             assert (await inside.get("/metrics")).status_code == 200
+            assert (await inside.post("/v1/admin/revoke")).status_code == 200
         async with http(proxy, transport=httpx.AsyncHTTPTransport(local_address="127.0.0.2")) as outside:
-            for path in ("/metrics", "/%6Detrics", "/metrics?x=1"):
+            for path in ("/metrics", "/%6Detrics", "/metrics?x=1", "/v1/admin/revoke", "/v1/x/..%2Fadmin/revoke"):
                 assert (await outside.get(path)).status_code == 403
+                assert (await outside.post(path)).status_code == 403
             assert (await outside.get("/healthz")).status_code == 200
-        assert [request.target for request in upstream.requests] == ["/metrics", "/healthz"]
+        assert [request.target for request in upstream.requests] == ["/metrics", "/v1/admin/revoke", "/healthz"]
 
 
 # ------------------------------------------------------------------------------------- what is passed on, and logged
@@ -404,6 +407,25 @@ async def test_made_up_addresses_are_replaced() -> None:
         assert told["x-forwarded-for"] == "127.0.0.1"
         assert told["x-forwarded-proto"] == "http"
         assert "8.8.8.8" not in str(told)
+
+
+async def test_the_client_arrives_and_its_words_do_not() -> None:
+    """The server behind nginx counts the address that nginx has seen, over HTTP and at an upgrade."""
+    lies = {"X-Forwarded-For": "8.8.8.8", "X-Forwarded-Proto": "https", "Forwarded": "for=8.8.8.8"}
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade |= {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    away = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    async with telling_server() as port, nginx(port) as proxy, http(proxy, transport=away) as client:
+        for headers, scheme in ((lies, "http"), (lies | upgrade, "ws")):
+            told = (await client.get("/v1/realtime", headers=headers)).json()
+            assert (told["client"], told["scheme"]) == ("127.0.0.2", scheme)
+
+
+async def test_a_proxy_that_is_not_trusted_is_the_client() -> None:
+    """The control of the test before."""
+    away = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    async with telling_server(trusted_proxies=()) as port, nginx(port) as proxy, http(proxy, transport=away) as client:
+        assert (await client.get("/v1/x")).json()["client"] == "127.0.0.1"
 
 
 async def test_the_host_is_kept_with_its_port() -> None:
@@ -477,6 +499,16 @@ async def test_logs_hold_no_query_no_referer_and_no_ids() -> None:
             assert paths == {"/", "/v1/realtime", "/v1/complete", "/v1/sessions/-/events", "/v1/tasks/-"}
 
 
+async def test_what_goes_wrong_in_nginx_itself_is_not_told_with_the_request() -> None:
+    """A file that can't be written is among the worst that it logs, and would come with the request's first line."""
+    async with Upstream() as upstream, nginx(upstream.port) as proxy, http(proxy) as client:
+        proxy.take_its_files()
+        path = f"/v1/sessions/{CANARY}/events?token={CANARY}"
+        assert (await client.post(path, content=b"x" * 500_000)).status_code == 500
+        await proxy.logged('"status":500')
+        assert CANARY not in "\n".join([*proxy.access_log, *proxy.error_log])
+
+
 async def test_a_line_of_the_log_says_what_became_of_a_request() -> None:
     """One line of JSON each, with the instances that were tried."""
     port = free_port()
@@ -511,13 +543,15 @@ async def test_tls_as_the_comments_show_it(certificate: Path) -> None:
         "/etc/nginx/tls/": f"{certificate}/",
     }
     trust = ssl.create_default_context(cafile=str(certificate / "fullchain.pem"))
-    async with running_server(echo) as server, nginx(server.port, replacing=changes):
+    async with running_server(echo) as server, nginx(server.port, replacing=changes) as proxy:
         async with connect(f"wss://127.0.0.1:{port}/v1/realtime", ssl=trust, proxy=None) as socket:
             assert json.loads(await socket.recv())["type"] == "session.created"
         async with httpx.AsyncClient(verify=trust, trust_env=False) as client:
             origin = f"https://127.0.0.1:{port}"
             answer = await client.post(f"{origin}/v1/complete", content=BODY, headers={"Origin": origin})
-            assert (answer.status_code, "strict-transport-security" in answer.headers) == (200, True)
+            assert answer.status_code == 200
+            assert answer.headers.get_list("strict-transport-security") == ["max-age=31536000"]
+            assert (await client.post(f"{origin}/", content=BODY, headers={"Origin": proxy.url})).status_code == 403
             sent_on = await client.get(f"http://127.0.0.1:{plain_port}/page?x=1")
             assert (sent_on.status_code, sent_on.headers["location"]) == (308, "https://127.0.0.1/page?x=1")
         assert await agreed_on(port, trust) == ("h2", "TLSv1.3")

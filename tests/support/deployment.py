@@ -17,8 +17,17 @@ INSTANCES = ("realtime-1", "realtime-2")
 
 def services() -> dict[str, dict[str, Any]]:
     """The services of the compose file, by name; merged where they share something, variables not filled in."""
+    return _section("services")
+
+
+def networks() -> dict[str, dict[str, Any]]:
+    """The networks of the compose file, likewise."""
+    return _section("networks")
+
+
+def _section(name: str) -> dict[str, dict[str, Any]]:
     file = msgspec.yaml.decode(COMPOSE_FILE.read_bytes(), type=dict[str, Any])
-    found: dict[str, dict[str, Any]] = file["services"]
+    found: dict[str, dict[str, Any]] = file[name]
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import socket
 import tempfile
@@ -58,6 +59,10 @@ class Nginx:
                 if len(found) >= times:
                     return found[-1]
                 await asyncio.sleep(POLL_S)
+
+    def take_its_files(self) -> None:
+        """Remove the folder that large bodies would be written to: nothing can be written there any more."""
+        shutil.rmtree(self._folder / "client_body")
 
     async def quit(self) -> int:
         """SIGQUIT, by which its image is stopped: it ends what is going on, in time. Returns its status."""
