@@ -15,7 +15,7 @@ from pytest_asyncio import is_async_test
 import realtime
 from tests.support.nursery import kept_open
 
-SETTLE_S = 1.0
+SETTLE_S = 5.0
 """How long what was closed may take to be gone: a transport needs turns of the loop, a thread its time."""
 
 POLL_S = 0.005

@@ -76,7 +76,7 @@ async def test_a_time_that_is_over_is_not_waited_for() -> None:
     """A deadline in the past ends the wait at once."""
     bell = Doorbell()
     with advancing_clock():
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await bell.wait(asyncio.get_running_loop().time() - 1)
 
 

@@ -53,7 +53,7 @@ async def test_putting_does_not_wait_for_the_command() -> None:
     """The reader goes on reading while commands wait."""
     desk = Desk()
     inbox = Inbox(desk.execute)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         for number in range(MAX_WAITING - 1):
             await inbox.put(command(number))
     desk.allow(MAX_WAITING)

@@ -144,7 +144,7 @@ async def test_an_end_is_written_at_once(store: SlowStore, journal: Journal) -> 
     """Behind the last words, without waiting for the interval; `finish` returns when the store has it."""
     speaker = Speaker(journal)
     speaker.say("a", "b")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await journal.finish(speaker.tail, done("r"))
     assert await store.texts() == [*flat([spoken("r", "a", "b")]), done("r")]
 

@@ -479,7 +479,7 @@ async def test_those_who_look_without_taking_part_are_woken_too(hub: Hub, store:
         bell = Doorbell()
         live.bells.add(bell)
         await append(store, SESSION_CHANNEL, task_made("t"))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             await bell.wait()
         live.bells.discard(bell)
         await append(store, "t", task_begun("t"))

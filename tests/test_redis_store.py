@@ -70,8 +70,8 @@ async def test_of_ten_thousand_tasks_each_is_found_once(redis: RedisServer) -> N
     """Whoever looks gets as many as it asks for at a time."""
     tasks = [TaskRef(SESSION, f"task_{number:05}", "analyse") for number in range(10_000)]
     async with RedisStore(redis.url) as store:
-        for start in range(0, len(tasks), 500):
-            await asyncio.gather(*(store.track(task, 0.0) for task in tasks[start : start + 500]))
+        for start in range(0, len(tasks), 100):
+            await asyncio.gather(*(store.track(task, 0.0) for task in tasks[start : start + 100]))
         found: list[TaskRef] = []
         while some := await store.overdue(60.0, 500):
             assert len(some) <= 500

@@ -55,7 +55,7 @@ async def instance_of_next(proxy: Nginx) -> int:
 
 async def hung_up(call: ModelRequest) -> None:
     """Return once the model call was closed by the instance, which has to be soon."""
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         assert await call.finished() == "peer_closed"
 
 

@@ -298,7 +298,7 @@ async def test_hanging_up_before_the_answer_reaches_the_model() -> None:
 
 async def let_go(turn: Turn) -> None:
     """Return once the server has closed its model call, which has to be soon."""
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         await turn.closed.wait()
 
 

@@ -138,7 +138,7 @@ class Fleet:
         old = self._instances[port]
         self.gone.append(old)
         old.terminate()
-        async with asyncio.timeout(DRAIN_S + 2):
+        async with asyncio.timeout(DRAIN_S + 10):
             assert await old.exit_status() == 0
         await self.start(port)
 

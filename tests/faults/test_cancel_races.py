@@ -14,7 +14,7 @@ from realtime.protocol import ResponseCreate, SessionClose
 from realtime.responders.base import Finish, Request, ResponderEvent, TokenCount
 from tests.test_engine import EngineUnderTest, Tab, opened, running_engine, stored, turns_of_the_loop
 
-ROUNDS = 5_000
+ROUNDS = 2_000
 MIXED_ROUNDS = 1_000
 LONGEST = 9
 """Turns of the loop until something happens: more than a response takes from its last piece to its stored end."""
@@ -102,7 +102,7 @@ async def cancelled_from_two_tabs(engine: EngineUnderTest, chance: random.Random
 
 @pytest.mark.timeout(120)
 async def test_a_cancel_against_the_completion() -> None:
-    """5,000 times, in every order of turns of the loop, from two tabs."""
+    """2,000 times, in every order of turns of the loop, from two tabs."""
     chance = random.Random(4)
     seen: Counter[tuple[str, str | None]] = Counter()
     responder = Steps()

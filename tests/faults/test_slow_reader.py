@@ -166,7 +166,7 @@ async def test_it_is_told_why_if_it_reads_on() -> None:
 
 @pytest.mark.parametrize(
     ("send_timeout_s", "ping_interval_s"),
-    [(SEND_TIMEOUT_S, 10.0), (3.0, 0.2)],
+    [(SEND_TIMEOUT_S, 10.0), (5.0, 0.6)],
     ids=["before its pings", "after its pings"],
 )
 async def test_its_response_is_not_cancelled_by_that_at_once(send_timeout_s: float, ping_interval_s: float) -> None:

@@ -44,7 +44,7 @@ async def every_key_expires(redis: RedisServer) -> None:
 
 async def all_gone(here: Site, redis: RedisServer, tasks: list[Submitted]) -> None:
     """Return once nobody knows the tasks any more, and nothing is left of them."""
-    async with asyncio.timeout(TTL_S + 5):
+    async with asyncio.timeout(TTL_S + 20):
         while await redis.command("KEYS", "rt:{*") or await redis.command("KEYS", "saq:job:*"):  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
     for task in tasks:

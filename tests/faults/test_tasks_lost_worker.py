@@ -20,10 +20,10 @@ LEASE_S = 1.0
 TASKS = 200
 WORKERS = 3
 KILLS = 6
-DRAIN_S = 1.0
-DRAIN_SLACK_S = 2.0
+DRAIN_S = 2.0
+DRAIN_SLACK_S = 10.0
 """What an end may take beyond the time to drain."""
-ORPHANS_S = 5.0
+ORPHANS_S = 20.0
 
 
 @pytest.fixture
@@ -59,15 +59,18 @@ async def gone(worker: Instance) -> None:
             await asyncio.sleep(POLL_S)
 
 
-async def lose_workers(here: Site, chance: random.Random) -> None:
-    """Kill workers at random moments, each followed by a new one."""
-    living = list(here.workers)
+async def lose_workers(here: Site, chance: random.Random) -> list[Submitted]:
+    """Kill workers at random moments, each followed by a new one; returns the tasks that they were given meanwhile."""
+    living, tasks = list(here.workers), list[Submitted]()
     for _ in range(KILLS):
-        await asyncio.sleep(chance.uniform(0.1, 0.7))
+        given = [here.submit(name, **given) for name, given in mixed(chance, TASKS // KILLS)]
+        tasks += await asyncio.gather(*given)
+        await asyncio.sleep(chance.uniform(0.1, 0.5))
         victim = living.pop(chance.randrange(WORKERS))
         os.kill(victim.pid, signal.SIGKILL)
         await gone(victim)
         living.append(await here.start_worker())
+    return tasks
 
 
 def restless(tasks: list[Submitted], attempts: list[int]) -> list[str]:
@@ -80,10 +83,7 @@ async def test_every_task_ends_once_however_often_workers_are_killed(redis: Redi
     """Nothing is lost, nothing ends twice, and what a lost attempt has told is void."""
     chance = random.Random(11)
     async with site(redis, workers=WORKERS, worker_slots=5, lease_s=LEASE_S) as here:
-        submitting = [here.submit(name, **given) for name, given in mixed(chance, TASKS)]
-        losing = asyncio.create_task(lose_workers(here, chance))
-        tasks = await asyncio.gather(*submitting)
-        await losing
+        tasks = await lose_workers(here, chance)
         logs = await here.come_to_what_they_must(tasks)
         assert len(restless(tasks, [log.attempts for log in logs])) >= KILLS, "the kills hit nothing"
         for task, log in zip(tasks, logs, strict=True):
@@ -95,7 +95,7 @@ async def test_every_task_ends_once_however_often_workers_are_killed(redis: Redi
 async def test_a_worker_that_is_told_to_end_hands_back_what_is_long(redis: RedisServer) -> None:
     """It is gone soon after the time to drain; what is short has ended here by then, what is long ends elsewhere."""
     async with site(redis, workers=2, worker_slots=6, lease_s=LEASE_S, drain_s=DRAIN_S) as here:
-        long = [await here.submit("sleep", seconds=3.0) for _ in range(6)]
+        long = [await here.submit("sleep", seconds=3 * DRAIN_S) for _ in range(6)]
         short = [here.submit("count", steps=6, pause_s=0.05) for _ in range(60)]
         computed = [here.submit("compute", seconds=0.05) for _ in range(10)]
         tasks = [*long, *await asyncio.gather(*short, *computed)]

@@ -37,7 +37,7 @@ async def some_tasks(here: Site) -> tuple[list[Submitted], list[Submitted]]:
 
 async def until_queued(redis: RedisServer, count: int) -> None:
     """Return once so many tasks are in the queue: they are submitted after they were accepted."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(await redis.command("KEYS", "saq:job:*")) < count:  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(POLL_S)
 

@@ -17,13 +17,13 @@ from tests.support.ports import free_port
 
 def get(one: Instance, path: str = "/healthz") -> int:
     """The status of an answer."""
-    with urlopen(one.url + path, timeout=5) as response:
+    with urlopen(one.url + path, timeout=30) as response:
         return int(response.status)
 
 
 def post(one: Instance, path: str, body: bytes) -> bytes:
     """The body of an answer."""
-    with urlopen(one.url + path, data=body, timeout=5) as response:
+    with urlopen(one.url + path, data=body, timeout=30) as response:
         return bytes(response.read())
 
 
@@ -58,12 +58,12 @@ async def test_it_tells_how_it_ended() -> None:
     """A SIGTERM lets it end in order; a SIGKILL does not, also if it hangs."""
     async with instance(drain_s=1) as one:
         one.terminate()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await one.exit_status() == 0
     async with instance() as one:
         one.pause()
         one.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await one.exit_status() == -signal.SIGKILL
 
 

@@ -183,7 +183,7 @@ async def test_it_goes_on_after_what_goes_wrong(monkeypatch: pytest.MonkeyPatch)
     await room.record(ref)
     store.is_down = True
     room.queue.faults = [ValueError()]
-    async with sweeping(Sweeper(store, room.queue, again_s=0.0)), asyncio.timeout(5):
+    async with sweeping(Sweeper(store, room.queue, again_s=0.0)), asyncio.timeout(20):
         await asyncio.sleep(0.01)
         assert room.queue.tasks == []
         store.is_down = False
