@@ -511,7 +511,7 @@ async def test_a_decision_holds_only_where_the_log_stood(
 ) -> None:
     """What the other instance appends after a decision and before its append makes it be decided again."""
     async with at_both(both) as (one, two):
-        append_whole = both[0].engine._whole
+        append_whole = both[0].engine.whole
 
         async def late(live: LiveSession, work: Coroutine[Any, Any, None]) -> None:
             monkeypatch.undo()
