@@ -520,7 +520,7 @@ async def test_a_decision_holds_only_where_the_log_stood(
                 await asyncio.sleep(0)
             await append_whole(live, work)
 
-        monkeypatch.setattr(both[0].engine, "_whole", late)
+        monkeypatch.setattr(both[0].engine, "whole", late)
         error = await refused(one, "response.create", input="one", response_id="one")
         assert error["code"] == "response_in_progress"
         assert (await model.turn()).request.response_id == "two"
