@@ -29,7 +29,7 @@ ROUNDS = 17
 """Pairs of commands at once, in each of the sessions."""
 HOPS = 40
 """Connections after which a reader stays where it is."""
-BESIDE = {"session.created", "session.resumed", "participant.joined", "participant.left", "pong"}
+BESIDE = {"session.created", "session.resumed", "participant.joined", "participant.left", "pong", "rate_limits.updated"}
 
 
 @pytest.fixture
