@@ -166,7 +166,7 @@ class TaskEndpoints:
         if is_alone and not is_task_id(task_id):
             raise task_not_found()
         try:
-            session_id = task_id if is_alone else session_id_in(scope)
+            access.session_id = session_id = task_id if is_alone else session_id_in(scope)
             async with self._engine.use(session_id, access.principal) as live:
                 if task_id not in live.state.tasks:
                     await live.refresh()
