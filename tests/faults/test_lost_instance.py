@@ -146,6 +146,10 @@ async def test_kill_under_many_streams(redis: RedisServer) -> None:
         reading = [asyncio.create_task(until_lost(client)) for client in clients]
         while not all(client.transcript.texts["r"] for client in clients):  # noqa: ASYNC110  # over many clients
             await asyncio.sleep(0.05)
+        async with RedisStore(redis.url) as store:
+            for client in clients:
+                while not await stored_text(store, client.session_id):  # noqa: ASYNC110  # the journal is at it
+                    await asyncio.sleep(0.01)
         lost.kill()
         killed_at = time.monotonic()
         await asyncio.gather(*reading)
