@@ -14,11 +14,12 @@ from realtime.access.door import COOKIE, Action, Door, token_in
 from realtime.access.principal import ADMIN
 from realtime.access.revocations import Revocations
 from realtime.decoding import invalid
-from realtime.errors import AuthenticationError, InvalidRequest
+from realtime.errors import InvalidRequest
 from realtime.http import read_body, send_nothing
 from realtime.protocol import Id
 
 MAX_BODY_BYTES = 4096
+FORGET_COOKIE = "auth.forget"
 SET_COOKIE = Action("auth.cookie", scope=None, guests=True)
 REVOKE = Action("admin.revoke", ADMIN)
 
@@ -40,6 +41,7 @@ class AccessEndpoints:
     async def cookie(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST` makes a cookie of the request's token, `DELETE` forgets it."""
         if scope["method"] == "DELETE":
+            self._door.access(FORGET_COOKIE, scope).tell()
             await send_nothing(send, headers=[_cookie(scope, "", 0)])
         else:
             await self._door.answer(SET_COOKIE, scope, receive, send, self._set_cookie)
@@ -52,7 +54,7 @@ class AccessEndpoints:
         token = token_in(scope)
         expires_at = access.principal.expires_at
         if token is None or expires_at is None:
-            raise AuthenticationError("no_authentication", "This server knows no tokens.")
+            raise InvalidRequest("no_authentication", "This server knows no tokens.")
         await send_nothing(send, headers=[_cookie(scope, token, max(0, int(expires_at - time.time())))])
 
     async def _revoke(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
