@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -42,10 +42,10 @@ def without_sub() -> str:
 
 
 def unsigned() -> str:
-    return jwt.encode({"sub": "ann", "exp": time.time() + 60}, None, "none")
+    return jwt.encode({"sub": "ann", "exp": time.time() + 60}, "", "none")
 
 
-BAD = {
+BAD: dict[str, Callable[[], str]] = {
     "garbage": lambda: "garbage",
     "another secret": lambda: token("ann", secret="another secret that is long enough"),
     "no sub": without_sub,

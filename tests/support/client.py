@@ -185,7 +185,7 @@ async def attached(
     *,
     transcript: Transcript | None = None,
     subprotocol: str = "realtime.v1",
-    headers: dict[str, str] | None = None,
+    headers: Any = None,
     **query: Any,
 ) -> AsyncIterator[Client]:
     """A client that is attached: to a new session, or to `session_id`. `query` are more query parameters, and `headers`

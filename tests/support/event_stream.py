@@ -97,7 +97,7 @@ async def streaming(
     *,
     transcript: Transcript | None = None,
     last_event_id: str | None = None,
-    headers: dict[str, str] | None = None,
+    headers: Any = None,
     **query: Any,
 ) -> AsyncIterator[StreamClient]:
     """A client that is attached to the session whose events are at `url`, and has its first event."""
