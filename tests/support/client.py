@@ -23,6 +23,8 @@ NO_CHANNEL = {
     "participant.joined",
     "participant.left",
     "rate_limits.updated",
+    "auth.expiring",
+    "auth.refreshed",
     "error",
     "pong",
 }
@@ -183,12 +185,20 @@ async def attached(
     *,
     transcript: Transcript | None = None,
     subprotocol: str = "realtime.v1",
+    headers: Any = None,
     **query: Any,
 ) -> AsyncIterator[Client]:
-    """A client that is attached: to a new session, or to `session_id`. `query` are more query parameters."""
+    """A client that is attached: to a new session, or to `session_id`. `query` are more query parameters, and `headers`
+    come with the upgrade."""
     url = server.ws_url + "?" + urlencode({**({"session_id": session_id} if session_id else {}), **query})
     socket = await connect(
-        url, subprotocols=[Subprotocol(subprotocol)], compression=None, max_size=None, max_queue=None, proxy=None
+        url,
+        subprotocols=[Subprotocol(subprotocol)],
+        additional_headers=headers,
+        compression=None,
+        max_size=None,
+        max_queue=None,
+        proxy=None,
     )
     try:
         client = Client(socket, transcript or Transcript())
