@@ -390,14 +390,17 @@ class Engine:
         ]
         [overrides] = [event.overrides or Overrides() for event in events if isinstance(event, ResponseCreated)]
         settings = live.state.session.updated(overrides)
-        most = request_of(settings, conversation, self._turns.tools).most_tokens()
-        return min(most, self._turns.context_tokens + settings.max_output_tokens)
+        return request_of(settings, conversation, self._turns.tools).most_tokens(self._turns.context_tokens)
 
     def _keep(self, live: LiveSession, made: Made, ticket: Ticket) -> None:
         """Keep what a response holds until it runs, unless it does already or has ended."""
         purse = ticket.keep()
         response = live.state.responses.get(made.response_id or "")
-        if purse is not None and response is not None and not self.runs(live.id, response.id):
+        if purse is None:
+            return
+        if response is None:  # the session was erased at once
+            purse.drop()
+        elif not self.runs(live.id, response.id):
             self._admitted.setdefault(live.id, {})[response.id] = purse
             self._let_go(live)
 
