@@ -61,8 +61,8 @@ class Request(Struct, frozen=True, kw_only=True):
         return estimate_tokens(self.instructions) + sum(tool.estimated_tokens() for tool in self.tools)
 
     def most_tokens(self, context_tokens: int) -> int:
-        """The most that the call of a model that holds `context_tokens` can come to: every byte sent a token of its own,
-        as far as it takes them, and as much said as may be."""
+        """The most that the call can come to, of a model that holds `context_tokens`: every byte sent a token of its
+        own, and as much said as may be."""
         sent = BYTES_PER_TOKEN * self.estimated_tokens() + FRAME_TOKENS * (1 + len(self.messages) + len(self.tools))
         return min(sent, context_tokens) + self.max_output_tokens
 
