@@ -183,12 +183,21 @@ async def attached(
     *,
     transcript: Transcript | None = None,
     subprotocol: str = "realtime.v1",
+    bearer: str | None = None,
     **query: Any,
 ) -> AsyncIterator[Client]:
-    """A client that is attached: to a new session, or to `session_id`. `query` are more query parameters."""
+    """A client that is attached: to a new session, or to `session_id`, by the token `bearer` if there is one. `query`
+    are more query parameters."""
     url = server.ws_url + "?" + urlencode({**({"session_id": session_id} if session_id else {}), **query})
+    headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
     socket = await connect(
-        url, subprotocols=[Subprotocol(subprotocol)], compression=None, max_size=None, max_queue=None, proxy=None
+        url,
+        subprotocols=[Subprotocol(subprotocol)],
+        additional_headers=headers,
+        compression=None,
+        max_size=None,
+        max_queue=None,
+        proxy=None,
     )
     try:
         client = Client(socket, transcript or Transcript())
