@@ -563,6 +563,19 @@ def test_modules_agree() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """A module, a test or a measurement that is named by its path is there."""
+    named = re.findall(r"`((?:realtime|tests|bench|static|scripts|nginx)/[\w./-]+\.\w+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_each_promise_has_a_test() -> None:
+    """Whatever is promised of security names what holds it to that."""
+    promises = table((ROOT / "SECURITY.md").read_text(), "What is promised", "promise")
+    assert [promise for promise, row in promises.items() if not re.search(r"`tests/[\w/]+\.py`", row["tests"])] == []
+
+
 def test_functions_that_the_page_names_exist() -> None:
     """What is written as a call is a function or a method of the package; what has a capital is a class."""
     functions, classes = set(), set()
