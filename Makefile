@@ -5,10 +5,17 @@ ARGS ?=
 # make test PYTHONASYNCIODEBUG=1 has asyncio name slow callbacks and coroutines that nobody awaited.
 PYTHONASYNCIODEBUG ?=
 export PYTHONASYNCIODEBUG
+# Bytecode is kept: a run starts hundreds of processes, and each would compile the package, or the tests, anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-PURE_TESTS := tests $(addprefix --ignore=tests/,end_to_end faults support responders test_compose.py test_conftest.py test_oneshot.py test_server.py test_readme.py)
+# Folders and files whose tests start a process or a server, or play thousands of schedules.
+IMPURE_TESTS := contract end_to_end faults support responders \
+	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
+	$(addprefix test_,compose.py conftest.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
+	redis_store.py server.py transcript_identity.py workers.py)
+PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 
 # A step of a gate: its name, its command. What fails says so by name and stops the gate.
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
@@ -30,9 +37,9 @@ test: .venv/dev.stamp ## everything that CI checks (ARGS go to pytest)
 	$(call step,mypy,$(BIN)/mypy)
 	$(call step,javascript,scripts/check-javascript)
 	@printf '\n== pytest\n'
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
-test-pure: .venv/dev.stamp ## the tests that start no server (seconds; ARGS go to pytest)
+test-pure: .venv/dev.stamp ## the tests that start nothing (seconds; ARGS go to pytest)
 	@exec $(BIN)/python -m pytest $(PURE_TESTS) $(ARGS)
 
 chaos: .venv/dev.stamp ## several instances under random faults (ARGS="--seconds 300 --seed 7 --sessions 50")

@@ -28,7 +28,7 @@ from bench import tools
 from bench.command import Benchmark, main, say
 from bench.measure import WARM_UP, Point, Watch, point, wait_quiet
 from bench.processes import TOOLS_CORE, pinned
-from bench.servers import RESPOND, Kind, Server, free_port, serving
+from bench.servers import NO_LIMITS, RESPOND, Kind, Server, free_port, serving
 from bench.tools import Plan, Upstream, run_load
 from realtime.app import create_app
 from realtime.offload import offload
@@ -152,6 +152,7 @@ def start(upstream: Upstream, directory: Path) -> Iterator[Server]:
         "REALTIME_PORT": str(port),
         "ANTHROPIC_API_KEY": "bench",
         "ANTHROPIC_BASE_URL": upstream.url,
+        **NO_LIMITS,
     }
     command = [sys.executable, "-c", "from bench.offload import serve; serve()"]
     with serving(command, port, directory / "realtime.log", environment) as server:

@@ -26,7 +26,7 @@ from bench.command import Benchmark, main, say
 from bench.measure import wait_quiet
 from bench.processes import SERVER_CORE, TOOLS_CORE, memory_of, pinned, running
 from bench.report import percentile
-from bench.servers import Redis, Server, free_port, redis, serving
+from bench.servers import NO_LIMITS, Redis, Server, free_port, redis, serving
 from bench.tools import wait_for
 from realtime.tasks.context import Context
 from realtime.tasks.registry import task
@@ -194,6 +194,7 @@ def measure(quick: bool, directory: Path) -> list[Row]:
         store = stack.enter_context(redis(directory))
         settings = {
             **store.settings,
+            **NO_LIMITS,
             "REALTIME_RESPONDER": "demo",
             "REALTIME_TASKS": "bench.tasks",
             "REALTIME_TASK_TTL_S": f"{ttl_s:g}",

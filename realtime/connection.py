@@ -95,7 +95,7 @@ class Connection:
         """Serve until something ends the connection; `None` where the client itself has."""
         try:
             principal = self.feed.principal
-            session_id = self._opening.session_id or await self._engine.create(principal)
+            session_id = self._opening.session_id or await self._engine.commands.create(principal)
             async with self._engine.attach(session_id, self.feed, principal) as live:
                 self._tell_access(session_id)
                 return await self._serve(live)
@@ -177,7 +177,7 @@ class Connection:
             if isinstance(message, AuthRefresh):
                 await self._refresh(live, message)
             else:
-                outcome = await self._engine.execute(live, message, self.feed.principal)
+                outcome = await self._engine.commands.execute(live, message, self.feed.principal)
                 await self._tell_limits(outcome.limits)
             access.tell()
         except RealtimeError as error:

@@ -1,59 +1,41 @@
-"""Carries commands out and keeps responses moving: the one place where decisions, logs, turns and viewers meet."""
+"""Keeps responses moving: the one place where logs, turns and viewers meet."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from msgspec import Struct
 
-from realtime.access.admission import Admission, Ticket
+from realtime.access.admission import Admission
 from realtime.access.principal import Principal
-from realtime.access.rules import check_may_see, permit
+from realtime.access.rules import check_may_see
 from realtime.access.till import Purse
 from realtime.background import Background
+from realtime.commands import Commands
 from realtime.control import CancelResponse, CancelTask
-from realtime.conversation import Message, messages
-from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable, session_not_found
+from realtime.errors import NotFound, RealtimeError, StoreError, session_not_found
 from realtime.hub import Hub
 from realtime.live import RETRY_S, LiveSession, Reader
 from realtime.protocol import (
-    CONTROL_CHANNEL,
-    SESSION_CHANNEL,
     ChannelEvent,
-    Command,
-    ItemCreated,
-    Overrides,
-    RateLimit,
-    ResponseCreate,
-    ResponseCreated,
     Session,
-    TaskCreate,
-    TaskCreated,
     TaskDone,
     is_task_id,
-    new_id,
     timestamp,
 )
 from realtime.session import (
-    Decision,
     Limits,
     ResponseState,
     TaskState,
-    decide,
-    settings_update,
-    task_created,
-    truncated_response,
 )
-from realtime.store.base import CommandRecord, CommandSeen, Made, PositionConflict, Store, TaskRef, Viewer, Write
+from realtime.store.base import PositionConflict, Store, Viewer, Write
 from realtime.tasks.desk import Desk
-from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns, answer_text, answers, request_of
+from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns
 
 LATE_S = 5.0
 """How much later than its caller was told of a failure a call to the store may still have its effect."""
@@ -61,19 +43,10 @@ MAX_END_S = 1.0
 """How long the ends of responses may take to be stored when an instance has to go."""
 
 
-class Outcome(Struct, frozen=True):
-    """What a command came to: the ids of what it made, and whether that was before, under the same `event_id`."""
-
-    made: Made
-    duplicate: bool = False
-    limits: Sequence[RateLimit] = ()
-    """How much is left of what was used of the client's limits."""
-
-
 class Engine:
     """The sessions of this process at work. Owned by `async with`, inside which its journal and turns run.
 
-    `defaults` is the template of a new session's settings; its identity and times are filled in.
+    `commands` carries out what clients ask for; `defaults` and `limits` are for that.
     """
 
     def __init__(
@@ -93,13 +66,10 @@ class Engine:
         self.hub = Hub(store, self)
         self.draining = False
         """Whether nothing is started here any more."""
-        self._begins_here = ResponseCreate if store.shared else ResponseCreate | TaskCreate
+        self.commands = Commands(store, self, desk, admission, turns, defaults=defaults, limits=limits, ttl_s=ttl_s)
         self._turns = turns
-        self._admission = admission
         self._admitted: dict[str, dict[str, Purse]] = {}
         """By session and response: what is held for responses that were created here and do not run yet."""
-        self._defaults = defaults
-        self._limits = limits
         self._ttl_s = ttl_s
         self._running: dict[str, dict[str, Turn]] = {}
         self._background = Background()
@@ -127,43 +97,6 @@ class Engine:
         """Have `work` run until it ends or the engine does."""
         self._background.spawn(work)
 
-    async def create(self, principal: Principal, overrides: Overrides | None = None) -> str:
-        """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not
-        allowed."""
-        session_id = new_id("sess")
-        session = msgspec.structs.replace(
-            settings_update(self._defaults, overrides or Overrides(), self._limits),
-            id=session_id,
-            owner=principal.user,
-            created_at=timestamp(),
-            expires_at="",
-        )
-        await self.store.create(session)
-        return session_id
-
-    async def create_task(self, principal: Principal, name: str, given: object) -> tuple[str, RateLimit]:
-        """Make a task of the principal's that belongs to no session; returns its id, and what is left of their limit.
-
-        It has a session of its own, which nobody can look at. Raises `NotFound` for a name that there is not,
-        `InvalidRequest`, `RateLimited` and `StoreError`.
-        """
-        task_input = self.desk.registry.check(name, given)
-        left = await self._admission.task(principal)
-        task_id = new_id("task")
-        user = principal.user
-        session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
-        created = task_created(task_id, name, task_input, user=user, payer=principal.payer, now=session.created_at)
-        task = TaskRef(task_id, task_id, name)
-        await self.store.create(session, ttl_s=self.desk.ttl_s)
-        try:
-            await self.desk.announce([task])
-            await self.store.append(task_id, [Write(SESSION_CHANNEL, [created], expect=0)])
-        except StoreError:
-            self.spawn(self._unmake(task_id))  # it may be there, and nobody knows its id
-            raise
-        self.spawn(self.desk.submit(task))
-        return task_id, left
-
     def describe(self, live: LiveSession) -> Session:
         """The session as clients see it now."""
         return msgspec.structs.replace(live.state.session, expires_at=timestamp(in_s=self._ttl_s))
@@ -181,7 +114,7 @@ class Engine:
         if is_task_id(session_id):
             raise session_not_found()
         async with self.use(session_id, principal) as live:
-            joining = self._whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
+            joining = self.whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
             try:
                 await asyncio.shield(joining)
                 live.readers.add(reader)
@@ -189,68 +122,6 @@ class Engine:
             finally:
                 live.leave(reader)
                 self.spawn(self._leave(session_id, reader, joining))
-
-    async def execute(self, live: LiveSession, command: Command, principal: Principal) -> Outcome:
-        """Carry out a principal's command: append what it comes to. Raises the `RealtimeError` that refuses it.
-
-        A command whose `event_id` was carried out before does nothing. Cancelled, it was carried out whole or not at
-        all.
-        """
-        if self.draining and isinstance(command, self._begins_here):
-            raise Unavailable("draining", "This instance is shutting down; another one takes it.", retry_after_ms=1000)
-        task_input = ""
-        if isinstance(command, TaskCreate):
-            permit(live.state, command, principal)  # who may make none is not told which there are
-            task_input = self.desk.registry.check(command.name, command.input)
-            command = msgspec.structs.replace(command, input=task_input)
-        digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
-        if isinstance(command, TaskCreate):
-            command = msgspec.structs.replace(command, task_id=command.task_id or new_id("task"))
-        ticket = self._admission.ticket(principal)
-        try:
-            return await self._execute(live, command, principal, digest, task_input, ticket)
-        finally:
-            ticket.give_back()
-
-    async def _execute(
-        self,
-        live: LiveSession,
-        command: Command,
-        principal: Principal,
-        digest: bytes,
-        task_input: str,
-        ticket: Ticket,
-    ) -> Outcome:
-        user = principal.user
-        while (seen := await self._seen(live, command, user, digest)) is None:
-            try:
-                permit(live.state, command, principal)
-                decision = await self._decide(live, command, principal, task_input)
-            except RealtimeError:
-                seen = await self._seen(live, command, user, digest)
-                if seen is not None:
-                    break  # the same command was carried out meanwhile, and is what this one clashed with
-                if await self._was_behind(live):
-                    continue
-                raise
-            position = live.state.position  # now: it is the one that was decided on
-            writes = _writes(await self._admit(live, decision, ticket), position)
-            made = _made(decision)
-            record = CommandRecord(user, command.event_id, digest, made) if command.event_id else None
-            try:
-                await asyncio.shield(self._whole(live, self._commit(live, writes, record)))
-            except PositionConflict:
-                await live.refresh()
-            except CommandSeen:
-                continue
-            except (StoreError, asyncio.CancelledError):
-                ticket.drop()  # it may have been carried out
-                raise
-            else:
-                self._keep(live, made, ticket)
-                return Outcome(made, limits=ticket.limits)
-        live.doubt()  # whoever sends it again may have had no answer, and this instance may not know what it did
-        return Outcome(seen.made, duplicate=True)
 
     async def finish_turns(self) -> None:
         """Return once no response runs here."""
@@ -336,69 +207,10 @@ class Engine:
             self._kept_open.discard(live)
             self.hub.release(live)
 
-    async def _seen(self, live: LiveSession, command: Command, user: str, digest: bytes) -> CommandRecord | None:
-        if command.event_id is None:
-            return None
-        seen = await self.store.find_command(live.id, user, command.event_id)
-        if seen is not None and seen.digest != digest:
-            raise ConflictError("event_id_reused", "Another command was sent under that event_id.", param="event_id")
-        return seen
-
-    async def _was_behind(self, live: LiveSession) -> bool:
-        """Learn what others have done that was not told here yet; returns whether there was something.
-
-        Nothing is appended that was decided on old news. Nor should it be refused: who has been told by one instance
-        that a response was made, or is done, may ask the next one at once.
-        """
-        stood = live.state.position, set(live.state.unfinished)
-        if self.store.shared:
-            await live.refresh()
-        return stood != (live.state.position, set(live.state.unfinished))
-
-    async def _decide(self, live: LiveSession, command: Command, principal: Principal, task_input: str) -> Decision:
-        answer = truncated_response(command)
-        heard = await answer_text(live, answer) if answer else ""
-        return decide(
-            live.state,
-            command,
-            user=principal.user,
-            payer=principal.payer,
-            now=timestamp(),
-            limits=self._limits,
-            heard=heard,
-            task_input=task_input,
-            expires_at=timestamp(in_s=self._ttl_s),
-        )
-
-    async def _admit(self, live: LiveSession, decision: Decision, ticket: Ticket) -> Decision:
-        """The decision with the bill of the response that it makes. Raises the error that refuses it."""
-        events: list[ChannelEvent] = []
-        for event in decision.events:
-            if isinstance(event, ResponseCreated):
-                tokens = partial(self._most_tokens, live, decision.events)
-                event = msgspec.structs.replace(event, bill=await ticket.response(tokens, live.id))
-            elif isinstance(event, TaskCreated):
-                await ticket.task()
-            events.append(event)
-        return msgspec.structs.replace(decision, events=events)
-
-    async def _most_tokens(self, live: LiveSession, events: Sequence[ChannelEvent]) -> int:
-        """The most tokens that the response may use which `events` make."""
-        conversation = messages(live.state, await answers(live))
-        conversation += [
-            Message(event.item.role, event.item.content) for event in events if isinstance(event, ItemCreated)
-        ]
-        [overrides] = [event.overrides or Overrides() for event in events if isinstance(event, ResponseCreated)]
-        settings = live.state.session.updated(overrides)
-        most = request_of(settings, conversation, self._turns.tools).most_tokens()
-        return min(most, self._turns.context_tokens + settings.max_output_tokens)
-
-    def _keep(self, live: LiveSession, made: Made, ticket: Ticket) -> None:
-        """Keep what a response holds until it runs, unless it does already or has ended."""
-        purse = ticket.keep()
-        response = live.state.responses.get(made.response_id or "")
-        if purse is not None and response is not None and not self.runs(live.id, response.id):
-            self._admitted.setdefault(live.id, {})[response.id] = purse
+    def keep(self, live: LiveSession, response_id: str, purse: Purse) -> None:
+        """Keep what a response may cost until it runs, unless it does already or has ended."""
+        if response_id in live.state.responses and not self.runs(live.id, response_id):
+            self._admitted.setdefault(live.id, {})[response_id] = purse
             self._let_go(live)
 
     def _let_go(self, live: LiveSession) -> None:
@@ -415,24 +227,7 @@ class Engine:
         if not admitted:
             self._admitted.pop(live.id, None)
 
-    async def _commit(self, live: LiveSession, writes: Sequence[Write], record: CommandRecord | None) -> None:
-        """Append what was decided, and start what may start."""
-        events = [entry for write in writes for entry in write.entries]
-        tasks = [TaskRef(live.id, event.task.id, event.task.name) for event in events if isinstance(event, TaskCreated)]
-        try:
-            await self.desk.announce(tasks)
-            if writes or record:
-                await self.store.append(live.id, writes, record, keep_s=self.desk.ttl_s if tasks else 0.0)
-        except StoreError:
-            live.doubt()  # it may have been carried out
-            raise
-        for task in tasks:
-            self.spawn(self.desk.submit(task))
-        for event in events:
-            if isinstance(event, ResponseCreated):
-                await self._look_after(live, is_sure=event.response.status != "queued")
-
-    async def _look_after(self, live: LiveSession, *, is_sure: bool = False) -> None:
+    async def look_after(self, live: LiveSession, *, is_sure: bool = False) -> None:
         """Start what may run.
 
         Who appends a queued response, and who appends an end, looks in the store whether the other came from elsewhere
@@ -443,7 +238,7 @@ class Engine:
                 await live.refresh()
         self.start_next(live)
 
-    def _whole(self, live: LiveSession, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def whole(self, live: LiveSession, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do `work` to its end, even if whoever waits for it is cancelled."""
         self.hub.retain(live)
         task = asyncio.create_task(work)
@@ -493,7 +288,7 @@ class Engine:
                 await turn.run()
             finally:
                 self._forget(live.id, response_id)
-            await self._look_after(live)
+            await self.look_after(live)
         finally:
             self.hub.release(live)
 
@@ -530,13 +325,6 @@ class Engine:
             await asyncio.sleep(LATE_S)
             await self._tell_left(session_id, reader)
 
-    async def _unmake(self, session_id: str) -> None:
-        while True:
-            with suppress(StoreError):
-                await self.store.erase(session_id)
-                return
-            await asyncio.sleep(RETRY_S)
-
     async def _tell_left(self, session_id: str, reader: Reader) -> None:
         while True:
             try:
@@ -550,25 +338,3 @@ class Engine:
 
 def _cancelled(reason: str, event_id: str | None = None) -> End:
     return End(status="cancelled", stop_reason=reason, for_event_id=event_id)
-
-
-def _made(decision: Decision) -> Made:
-    ids: dict[str, str] = {}
-    for event in decision.events:
-        match event:
-            case ItemCreated(item=item):
-                ids["item_id"] = item.id
-            case ResponseCreated(response=response):
-                ids["response_id"] = response.id
-            case TaskCreated(task=task):
-                ids["task_id"] = task.id
-    return Made(**ids)
-
-
-def _writes(decision: Decision, position: int) -> Sequence[Write]:
-    writes = []
-    if decision.events:
-        writes.append(Write(SESSION_CHANNEL, decision.events, expect=position))
-    if decision.cancels:
-        writes.append(Write(CONTROL_CHANNEL, decision.cancels))
-    return writes

@@ -126,6 +126,13 @@ class StoreError(RealtimeError):
     status = 503
 
 
+class StoreUnreadable(StoreError):
+    """What the store holds can't be read here, and trying again won't help."""
+
+    def __init__(self) -> None:
+        super().__init__("store_unreadable", "What the store holds can't be read.")
+
+
 class ServerError(RealtimeError):
     """A fault of the server, or of the responder that its owner gave it."""
 

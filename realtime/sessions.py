@@ -70,7 +70,7 @@ class Sessions:
     async def _create(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
         self._connections.check_open()
         body = await read_body(receive, self._max_message_bytes)
-        access.session_id = session_id = await self._engine.create(access.principal, _overrides(body))
+        access.session_id = session_id = await self._engine.commands.create(access.principal, _overrides(body))
         async with self._engine.hub.use(session_id) as live:
             session = self._engine.describe(live)
         location = [(b"location", f"/v1/sessions/{session_id}".encode())]
@@ -96,7 +96,7 @@ class Sessions:
         event_id = command.event_id or _idempotency_key(scope) or new_id("evt")
         command = msgspec.structs.replace(command, event_id=event_id)
         async with self._engine.use(session_id_in(scope), access.principal) as live:
-            outcome = await self._engine.execute(live, command, access.principal)
+            outcome = await self._engine.commands.execute(live, command, access.principal)
         access.limits = list(outcome.limits)
         made = msgspec.structs.asdict(outcome.made)
         accepted = Accepted(event_id=event_id, accepted=True, duplicate=outcome.duplicate, **made)

@@ -417,7 +417,7 @@ def request_of(
 
 async def answers(live: LiveSession) -> dict[str, str]:
     """The texts of a session's responses, as far as they have come."""
-    return {response_id: await answer_text(live, response_id) for response_id in live.state.responses}
+    return {response_id: await answer_text(live, response_id) for response_id in list(live.state.responses)}
 
 
 async def answer_text(live: LiveSession, response_id: str) -> str:

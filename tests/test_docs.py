@@ -343,7 +343,7 @@ def raised_in(source: str) -> Iterator[tuple[str, str]]:
                 case ast.Call(func=ast.Attribute(attr="__init__"), args=[ast.Constant(value=str(code)), _]):
                     yield code, ERRORS[own.name].type
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and (kind := ERRORS.get(ast.unparse(node.func).split(".")[-1])):
+        if isinstance(node, ast.Call) and node.args and (kind := ERRORS.get(ast.unparse(node.func).split(".")[-1])):
             for code in codes_of(node.args[0], tree):
                 yield code, kind.type
 

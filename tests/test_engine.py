@@ -132,7 +132,7 @@ class Tab:
 
     async def send(self, command: Any) -> None:
         """Carry out a command."""
-        await self._engine.execute(self.live, command, ANN)
+        await self._engine.commands.execute(self.live, command, ANN)
 
     async def respond(self, **fields: Any) -> str:
         """Start a response; returns its id."""
@@ -171,7 +171,7 @@ class Tab:
 async def opened(engine: Engine, session_id: str | None = None) -> AsyncIterator[Tab]:
     """A tab that looks at a session: a new one, or `session_id`."""
     tab = Tab(engine)
-    async with engine.attach(session_id or await engine.create(ANN), tab, ANN) as live:
+    async with engine.attach(session_id or await engine.commands.create(ANN), tab, ANN) as live:
         await tab.look(live)
         yield tab
 
@@ -490,7 +490,7 @@ async def test_a_response_that_nobody_has_seen_waits_from_its_creation() -> None
             advance(100.0)
             async with engine.hub.use(tab.live.id) as live:
                 command = ResponseCreate(response_id="unseen", input="go")
-                await engine.execute(live, command, ANN)
+                await engine.commands.execute(live, command, ANN)
             await turns_of_the_loop()
             advance(UNSEEN_FLOOR_S - 0.5)
             await turns_of_the_loop()
@@ -505,9 +505,9 @@ async def test_once_seen_it_has_no_floor_any_more() -> None:
     """A viewer comes, sees it and leaves: it ends at once."""
     responder = Gated()
     async with running_engine(responder) as engine:
-        session_id = await engine.create(ANN)
+        session_id = await engine.commands.create(ANN)
         async with engine.hub.use(session_id) as live:
-            await engine.execute(live, ResponseCreate(response_id="seen", input="go"), ANN)
+            await engine.commands.execute(live, ResponseCreate(response_id="seen", input="go"), ANN)
             async with opened(engine, session_id) as tab:
                 await tab.until("response.output_text.delta")
             await turns_of_the_loop()
@@ -575,9 +575,9 @@ async def test_a_grace_that_ends_with_the_claim_ends_the_response() -> None:
     with advancing_clock() as advance:
         store = _SlowClaims(lambda: advance(UNSEEN_FLOOR_S + 1))
         async with running_engine(responder, store=store) as engine:
-            session_id = await engine.create(ANN)
+            session_id = await engine.commands.create(ANN)
             async with engine.hub.use(session_id) as live:
-                await engine.execute(live, ResponseCreate(response_id="late", input="go"), ANN)
+                await engine.commands.execute(live, ResponseCreate(response_id="late", input="go"), ANN)
             await turns_of_the_loop()  # the clock jumps meanwhile
             await engine.settled()
             _, [end] = await stored(engine, session_id, "late")
@@ -604,7 +604,7 @@ async def test_a_command_without_an_answer_may_have_been_carried_out(fault: str,
                     await tab.send(command)
                 await turns_of_the_loop()
                 if is_sent_again:
-                    outcome = await engine.execute(tab.live, command, ANN)
+                    outcome = await engine.commands.execute(tab.live, command, ANN)
                     assert (outcome.duplicate, outcome.made.response_id) == (True, "r")
                 for _ in range(3):
                     advance(1.0)
@@ -630,7 +630,7 @@ async def test_a_command_that_lands_late_is_found_when_it_is_sent_again() -> Non
                 with mock.patch.object(store, "_listeners", {}):
                     await store.land()
                 assert "r" not in tab.live.state.responses
-                assert (await engine.execute(tab.live, command, ANN)).duplicate
+                assert (await engine.commands.execute(tab.live, command, ANN)).duplicate
                 for _ in range(3):
                     advance(1.0)
                     await turns_of_the_loop()
@@ -649,7 +649,7 @@ async def test_a_command_that_was_not_carried_out_may_be_sent_again() -> None:
             store.faults = ["before"]
             with pytest.raises(StoreError):
                 await tab.send(command)
-            assert not (await engine.execute(tab.live, command, ANN)).duplicate
+            assert not (await engine.commands.execute(tab.live, command, ANN)).duplicate
             assert (await tab.done("r"))["status"] == "completed"
         await engine.settled()
 
@@ -755,7 +755,7 @@ async def test_leaving_the_engine_leaves_no_command_behind() -> None:
     with mock.patch.object(engine_module, "STOP_TIMEOUT_S", 0.05):
         async with running_engine(Gated(), store=store) as engine:
             tab = Tab(engine)
-            async with engine.hub.use(await engine.create(ANN)) as tab.live:
+            async with engine.hub.use(await engine.commands.create(ANN)) as tab.live:
                 store.gate.clear()
                 sending = asyncio.create_task(tab.respond())
                 await turns_of_the_loop()
@@ -784,7 +784,7 @@ async def test_a_fault_in_the_background_ends_nothing_else() -> None:
 async def test_a_session_stays_open_while_a_response_is_unfinished() -> None:
     """Whoever runs it may be lost, and somebody has to notice, though nobody looks from here."""
     async with running_engine(Gated()) as engine:
-        session_id = await engine.create(ANN)
+        session_id = await engine.commands.create(ANN)
         async with engine.hub.use(session_id):
             await engine.store.append(session_id, [Write(SESSION_CHANNEL, [created("r")])])
             await engine.store.append(session_id, [Write("r", [begun("r", "elsewhere")])])

@@ -22,6 +22,7 @@ LAYERS = (
     ("live", "hub", "cursor", "responders", "usage", "lease"),
     ("journal", "tasks.registry", "tasks.queue", "tasks.desk", "tasks.record", "tasks.tools"),
     ("turn", "snapshot", "call"),
+    ("commands",),
     ("engine",),
     ("asides", "inbox", "feed", "upkeep"),
     ("connection", "sse"),

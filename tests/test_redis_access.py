@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from realtime.errors import StoreError
 from realtime.responders.base import Request, ResponderEvent
-from realtime.store.base import Appended, Notice, Write
-from realtime.store.redis import RedisStore
+from realtime.store.base import Appended, CommandRecord, Notice, Write
+from realtime.store.redis import KEPT_COMMANDS, RedisStore
 from tests.contract import item, session
 from tests.support import sample_tasks
 from tests.support.client import attached
@@ -122,6 +122,17 @@ async def test_servers_and_workers_need_no_more_than_the_page_says(
                 await client.until("task.done", status="complete")
                 assert await client.answer() == "Hello."
         assert (await http.delete(f"/v1/sessions/{client.session_id}")).status_code == 204
+    await nothing_was_denied(redis)
+
+
+async def test_the_user_may_forget_the_oldest_commands(redis: RedisServer, certificate: Certificate) -> None:
+    """Which happens only once a session has had more of them than are kept."""
+    async with RedisStore(certificate.url()) as store:
+        await store.create(session(SESSION))
+        for start in range(0, KEPT_COMMANDS + 1, 100):
+            records = [CommandRecord("ann", f"e{number}", b"") for number in range(start, start + 100)]
+            await asyncio.gather(*(store.append(SESSION, [], record) for record in records))
+        assert await store.find_command(SESSION, "ann", "e0") is None
     await nothing_was_denied(redis)
 
 

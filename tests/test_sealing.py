@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import subprocess
 import sys
@@ -10,15 +11,19 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from realtime.errors import StoreError
-from realtime.parts import make_parts
+from realtime.parts import make_parts, make_worker
 from realtime.settings import Settings, SettingsError
-from realtime.store.base import CommandRecord, Missed, Notice, Viewer, ViewerJoined, Write
+from realtime.store.base import CommandRecord, Missed, Notice, TaskRef, Viewer, ViewerJoined, Write
 from realtime.store.redis import RedisStore
 from realtime.store.sealing import KEY_BYTES, NONCE_BYTES, AesGcm, Clear, Sealer, parse_seal_keys
+from realtime.tasks.local import LocalQueue
+from realtime.tasks.sweeper import Sweeper
 from tests.contract import item, participant, session
+from tests.support import sample_tasks
 from tests.support.redis_server import RedisServer, redis_server
 
 OLD, NEW = b"o" * KEY_BYTES, b"n" * KEY_BYTES
@@ -26,6 +31,9 @@ BEFORE, BOTH, AFTER = AesGcm({"k1": OLD}), AesGcm({"k2": NEW, "k1": OLD}), AesGc
 WHERE = {"session_id": "sess_1", "place": "log:resp_1"}
 HEAD_BYTES = 1 + 1 + len("k1")
 SESSION = "sess_1"
+PATIENCE_S = 20.0
+LOCAL = make_parts(Settings(responder="demo"), None, [sample_tasks.echo])
+"""What a worker is made of, with a store and a queue of its own."""
 RECORD = CommandRecord("ann", "e1", b"d")
 
 
@@ -289,3 +297,40 @@ async def heard(redis: RedisServer, store: RedisStore, notices: list[Notice]) ->
         await other.append(SESSION, [Write("session", [item("marker")])])
     while not any(not isinstance(notice, Missed | ViewerJoined) for notice in notices):
         await store.ping()
+
+
+class Untaken(LocalQueue):
+    """A queue that remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__((), slots=1)
+        self.tasks: list[TaskRef] = []
+
+    async def submit(self, task: TaskRef) -> None:
+        """Remember it."""
+        self.tasks.append(task)
+
+
+async def test_a_task_that_can_t_be_read_holds_up_no_other(redis: RedisServer) -> None:
+    """Nobody is asked to look after it any more; the one beside it is handed out."""
+    tasks = [TaskRef("sess_1", "task_1", "work"), TaskRef("sess_2", "task_2", "work")]
+    queue = Untaken()
+    async with RedisStore(redis.url, sealer=BEFORE) as one, RedisStore(redis.url, sealer=AFTER) as two:
+        for store, task in zip((one, two), tasks, strict=True):
+            await store.create(session(task.session_id))
+            await store.track(task, 0.0)
+        assert await Sweeper(two, queue, again_s=60.0).sweep() == 2
+        assert await two.tracked() == 1
+    assert queue.tasks == tasks[1:]
+
+
+async def test_a_worker_gives_up_a_task_that_it_can_t_read(redis: RedisServer) -> None:
+    """It has its place for another one."""
+    task = TaskRef(SESSION, "task_1", "echo")
+    async with RedisStore(redis.url, sealer=BEFORE) as one, RedisStore(redis.url, sealer=AFTER) as two:
+        await one.create(session(SESSION))
+        await one.track(task, 60.0)
+        worker = make_worker(structs.replace(LOCAL, store=two), Settings())
+        async with asyncio.timeout(PATIENCE_S):
+            await worker.handle(task)
+        assert await one.tracked() == 0

@@ -186,7 +186,7 @@ async def test_a_signal_under_streams_loses_none_of_them() -> None:
     texts = {"finishes": "".join(words), "endless": "half", "silent": ""}
     async with ModelServer() as model, AsyncExitStack() as stack:
         model.scenarios.update({name: Scenario(played) for name, played in steps.items()})
-        server = await stack.enter_async_context(instance(model=model.url, drain_s=3))
+        server = await stack.enter_async_context(instance(model=model.url, drain_s=3, loop_block_ms=20_000))
         asked = list(texts) * 17
         clients = [await stack.enter_async_context(attached(server)) for _ in asked]
         for client, name in zip(clients, asked, strict=True):
@@ -210,7 +210,7 @@ async def test_a_signal_under_streams_loses_none_of_them() -> None:
 
 async def test_a_signal_ends_an_idle_server_at_once() -> None:
     """However long it might drain."""
-    async with instance(drain_s=60) as server, attached(server) as client:
+    async with instance(drain_s=60, loop_block_ms=20_000) as server, attached(server) as client:
         server.terminate()
         assert await until_closed(client) == 1012
         async with asyncio.timeout(END_S):
@@ -221,7 +221,7 @@ async def test_a_signal_ends_an_idle_server_at_once() -> None:
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 async def test_ctrl_c_ends_a_drain_at_once(first: signal.Signals) -> None:
     """Who presses it a second time does not want to wait; another SIGTERM is only the first one from somebody else."""
-    async with instance(drain_s=60) as server, attached(server) as client:
+    async with instance(drain_s=60, loop_block_ms=20_000) as server, attached(server) as client:
         await client.respond("hello")
         await client.until("response.output_text.delta")
         os.kill(server.pid, first)
@@ -279,7 +279,11 @@ async def test_responder_that_will_not_stop_does_not_keep_it_from_ending() -> No
 
 async def test_store_that_hangs_does_not_keep_it_from_ending() -> None:
     """Whoever finds the session later ends what it has left behind."""
-    async with redis_server() as redis, instance(redis_url=redis.url, drain_s=1) as server, attached(server) as client:
+    async with (
+        redis_server() as redis,
+        instance(redis_url=redis.url, drain_s=1, loop_block_ms=20_000) as server,
+        attached(server) as client,
+    ):
         await client.respond("hello")
         await client.until("response.output_text.delta")
         redis.pause()

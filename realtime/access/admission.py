@@ -6,11 +6,11 @@ Where the ledger does not answer, what costs money is refused, and what costs no
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from msgspec import Struct
 
-from realtime.access.keeper import Keeper
+from realtime.access.keeper import Held, Keeper
 from realtime.access.ledger import Account, Exceeded
 from realtime.access.names import joined
 from realtime.access.principal import Principal
@@ -107,16 +107,17 @@ class Admission:
     @asynccontextmanager
     async def connection(self, principal: Principal, connection_id: str) -> AsyncIterator[None]:
         """One more connection, for as long as the block lasts. Raises `RateLimited`."""
-        async with AsyncExitStack() as held:
+        slots: list[Held] = []
+        try:
             for account in self._connection_accounts(principal):
-                try:
-                    slot = await self._keeper.hold(account, connection_id, 1)
-                except Exceeded:
-                    raise _too_many_connections() from None
-                except StoreError:
-                    continue  # it costs nothing
-                held.callback(slot.release, 0)
+                with suppress(StoreError):  # it costs nothing
+                    slots.append(await self._keeper.hold(account, connection_id, 1))
             yield
+        except Exceeded:
+            raise _too_many_connections() from None
+        finally:
+            for slot in slots:
+                slot.release(0)
 
     async def response(self, principal: Principal, tokens: int, *, session_id: str | None = None) -> Admitted:
         """A response that may use `tokens`. Raises `RateLimited`, `BudgetError` and `StoreError`."""

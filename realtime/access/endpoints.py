@@ -14,7 +14,7 @@ from realtime.access.door import COOKIE, Action, Door, token_in
 from realtime.access.principal import ADMIN
 from realtime.access.revocations import Revocations
 from realtime.decoding import invalid
-from realtime.errors import AuthenticationError, InvalidRequest
+from realtime.errors import InvalidRequest
 from realtime.http import read_body, send_nothing
 from realtime.protocol import Id
 
@@ -52,7 +52,7 @@ class AccessEndpoints:
         token = token_in(scope)
         expires_at = access.principal.expires_at
         if token is None or expires_at is None:
-            raise AuthenticationError("no_authentication", "This server knows no tokens.")
+            raise InvalidRequest("no_authentication", "This server knows no tokens.")
         await send_nothing(send, headers=[_cookie(scope, token, max(0, int(expires_at - time.time())))])
 
     async def _revoke(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:

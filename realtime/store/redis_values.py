@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from realtime.errors import StoreError
+from realtime.errors import StoreUnreadable
 from realtime.log import Entry
 from realtime.protocol import Session
 from realtime.store.base import Appended, CommandRecord, Gone, Missed, Notice, Viewer, ViewerJoined, ViewerLeft
@@ -16,7 +16,7 @@ from realtime.store.sealing import Sealer
 
 class Values:
     """Writes and reads all that is content; what else is stored are ids, positions, numbers and times. What can't be
-    opened raises `StoreError` (`store_unreadable`)."""
+    opened raises `StoreUnreadable`."""
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
@@ -66,7 +66,7 @@ class Values:
         who reads then learns why."""
         try:
             return self._notice(message, session_id)
-        except StoreError:
+        except StoreUnreadable:
             return Missed()
 
     def _notice(self, message: bytes, session_id: str) -> Notice:

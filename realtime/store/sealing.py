@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from realtime.errors import StoreError
+from realtime.errors import StoreUnreadable
 from realtime.observe import logs
 from realtime.settings import SettingsError, variable
 
@@ -43,7 +43,7 @@ class Sealer(Protocol):
         """What may be written."""
 
     def open(self, sealed: bytes, *, session_id: str, place: str) -> bytes:
-        """What was sealed. Raises `StoreError` (`store_unreadable`), and says in the log why, once for each reason."""
+        """What was sealed. Raises `StoreUnreadable`, and says in the log why, once for each reason."""
 
     def names(self, plain: bytes, *, session_id: str) -> list[bytes]:
         """The names under which something may stand that is looked for by its content: under the first it is written.
@@ -56,11 +56,11 @@ class _Refusing:
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def _refusal(self, reason: str) -> StoreError:
+    def _refusal(self, reason: str) -> StoreUnreadable:
         if reason not in self._told:
             self._told.add(reason)
             logs.warning("redis holds what can't be opened", reason=reason)
-        return StoreError("store_unreadable", "What the store holds can't be read.")
+        return StoreUnreadable()
 
 
 class Clear(_Refusing):

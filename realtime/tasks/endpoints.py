@@ -106,7 +106,7 @@ class TaskEndpoints:
     ) -> None:
         self._connections.check_open()
         given = _json(await read_body(receive, self._max_body_bytes))
-        task_id, left = await self._engine.create_task(access.principal, name, given)
+        task_id, left = await self._engine.commands.create_task(access.principal, name, given)
         access.session_id = task_id
         access.limits = [left]
         location = (b"location", f"/v1/tasks/{task_id}".encode())
@@ -121,7 +121,7 @@ class TaskEndpoints:
 
     async def _cancel(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
         async with self._task(access, scope) as (live, task_id):
-            await self._engine.execute(live, TaskCancel(task_id=task_id), access.principal)
+            await self._engine.commands.execute(live, TaskCancel(task_id=task_id), access.principal)
         await send_json(send, {"task_id": task_id, "accepted": True}, status=202)
 
     async def _result(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
@@ -166,7 +166,7 @@ class TaskEndpoints:
         if is_alone and not is_task_id(task_id):
             raise task_not_found()
         try:
-            session_id = task_id if is_alone else session_id_in(scope)
+            access.session_id = session_id = task_id if is_alone else session_id_in(scope)
             async with self._engine.use(session_id, access.principal) as live:
                 if task_id not in live.state.tasks:
                     await live.refresh()

@@ -18,7 +18,7 @@ from msgspec import Struct
 from realtime.access.till import Till
 from realtime.call import ModelSettings
 from realtime.conversation import Message, messages
-from realtime.errors import ConflictError, NotFound, RealtimeError, ServerError, StoreError
+from realtime.errors import ConflictError, NotFound, RealtimeError, ServerError, StoreError, StoreUnreadable
 from realtime.journal import Journal, Tail
 from realtime.lease import BEATS_PER_LEASE, Lease
 from realtime.live import RETRY_S, LiveSession
@@ -91,7 +91,7 @@ class Run:
             try:
                 if await self._step():
                     return
-            except NotFound:
+            except (NotFound, StoreUnreadable):
                 return
             except PositionConflict:
                 await asyncio.sleep(0)  # somebody was faster: see what they did

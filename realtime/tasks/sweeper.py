@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from realtime.errors import NotFound, StoreError
+from realtime.errors import NotFound, StoreError, StoreUnreadable
 from realtime.observe import logs
 from realtime.store.base import Store, TaskRef
 from realtime.tasks.queue import Queue
@@ -50,7 +50,7 @@ class Sweeper:
         """Whether a task has ended, or its session has. Being asked for, its session is kept."""
         try:
             snapshot = await self._store.load(task.session_id)
-        except NotFound:
+        except (NotFound, StoreUnreadable):  # nobody can do anything for it
             return True
         head = snapshot.heads.get(task.task_id)
         return head is not None and head.finished

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from realtime.background import Background
 from realtime.control import CancelTask
-from realtime.errors import NotFound, RealtimeError, StoreError
+from realtime.errors import NotFound, RealtimeError, StoreError, StoreUnreadable
 from realtime.hub import Hub
 from realtime.live import RETRY_S, LiveSession
 from realtime.observe import logs
@@ -76,7 +76,7 @@ class Worker:
                 async with self.hub.use(task.session_id) as live:
                     await run.run(live)
                 break
-            except NotFound:
+            except (NotFound, StoreUnreadable):
                 break
             except StoreError:
                 await asyncio.sleep(RETRY_S)

@@ -29,7 +29,7 @@ ROUNDS = 17
 """Pairs of commands at once, in each of the sessions."""
 HOPS = 40
 """Connections after which a reader stays where it is."""
-BESIDE = {"session.created", "session.resumed", "participant.joined", "participant.left", "pong"}
+BESIDE = {"session.created", "session.resumed", "participant.joined", "participant.left", "pong", "rate_limits.updated"}
 
 
 @pytest.fixture
@@ -511,7 +511,7 @@ async def test_a_decision_holds_only_where_the_log_stood(
 ) -> None:
     """What the other instance appends after a decision and before its append makes it be decided again."""
     async with at_both(both) as (one, two):
-        append_whole = both[0].engine._whole
+        append_whole = both[0].engine.whole
 
         async def late(live: LiveSession, work: Coroutine[Any, Any, None]) -> None:
             monkeypatch.undo()
@@ -520,7 +520,7 @@ async def test_a_decision_holds_only_where_the_log_stood(
                 await asyncio.sleep(0)
             await append_whole(live, work)
 
-        monkeypatch.setattr(both[0].engine, "_whole", late)
+        monkeypatch.setattr(both[0].engine, "whole", late)
         error = await refused(one, "response.create", input="one", response_id="one")
         assert error["code"] == "response_in_progress"
         assert (await model.turn()).request.response_id == "two"

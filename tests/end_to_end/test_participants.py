@@ -9,7 +9,15 @@ from tests.end_to_end import Model, echo, events_of, settled
 from tests.support.client import Client, Event, attached
 from tests.support.server import running_server
 
-BESIDE = {"session.created", "session.resumed", "participant.joined", "participant.left", "pong", "error"}
+BESIDE = {
+    "session.created",
+    "session.resumed",
+    "participant.joined",
+    "participant.left",
+    "pong",
+    "error",
+    "rate_limits.updated",
+}
 
 
 def channel_events(client: Client) -> list[Event]:

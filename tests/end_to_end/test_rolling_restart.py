@@ -130,7 +130,7 @@ class Fleet:
     async def start(self, port: int) -> None:
         """Have an instance on a port."""
         self._instances[port] = await self._stack.enter_async_context(
-            instance(model=self._model, redis_url=self._redis.url, port=port, drain_s=DRAIN_S)
+            instance(model=self._model, redis_url=self._redis.url, port=port, drain_s=DRAIN_S, loop_block_ms=20_000)
         )
 
     async def replace(self, port: int) -> None:

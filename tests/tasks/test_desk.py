@@ -43,7 +43,7 @@ class Work:
 async def session_at(work: Work, store: Faulty) -> AsyncIterator[tuple[Engine, LiveSession]]:
     """An engine with the task, and a session that somebody uses."""
     async with engine_of(work.function, store=store) as engine:
-        session_id = await engine.create(ANN)
+        session_id = await engine.commands.create(ANN)
         async with engine.hub.use(session_id) as live:
             yield engine, live
 
@@ -71,7 +71,7 @@ async def test_task_that_is_handed_in_runs() -> None:
     """At once: nobody waits for the index of unfinished ones."""
     store, work = Faulty(), Work()
     async with session_at(work, store) as (engine, live):
-        assert (await engine.execute(live, command(), ANN)).made.task_id == "mine"
+        assert (await engine.commands.execute(live, command(), ANN)).made.task_id == "mine"
         assert result_of(await end_of(store, live.id, "mine")) == "hi"
     assert work.ran == ["hi"]
 
@@ -83,7 +83,7 @@ async def test_task_that_was_recorded_without_an_answer_is_found(fault: str) -> 
     async with session_at(work, store) as (engine, live):
         store.faults = [fault]
         with pytest.raises(StoreError):
-            await engine.execute(live, command(), ANN)
+            await engine.commands.execute(live, command(), ANN)
         assert result_of(await end_of(store, live.id, "mine")) == "hi"
     assert work.ran == ["hi"]
 
@@ -94,9 +94,9 @@ async def test_command_that_is_sent_again_makes_no_second_task() -> None:
     async with session_at(work, store) as (engine, live):
         store.faults = ["after"]
         with pytest.raises(StoreError):
-            await engine.execute(live, command(event_id="e1"), ANN)
+            await engine.commands.execute(live, command(event_id="e1"), ANN)
         for _ in range(2):
-            outcome = await engine.execute(live, command(event_id="e1"), ANN)
+            outcome = await engine.commands.execute(live, command(event_id="e1"), ANN)
             assert (outcome.made.task_id, outcome.duplicate) == ("mine", True)
         assert result_of(await end_of(store, live.id, "mine")) == "hi"
     assert work.ran == ["hi"]
@@ -108,7 +108,7 @@ async def test_task_that_was_not_recorded_does_not_run() -> None:
     async with session_at(work, store) as (engine, live):
         store.faults = ["before"]
         with pytest.raises(StoreError):
-            await engine.execute(live, command(), ANN)
+            await engine.commands.execute(live, command(), ANN)
         await eventually(partial(_is_forgotten, store))
         assert live.state.tasks == {}
     assert work.ran == []
@@ -121,9 +121,9 @@ async def test_task_that_can_t_be_announced_is_not_recorded() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store, "track", _fail)
             with pytest.raises(StoreError):
-                await engine.execute(live, command(), ANN)
+                await engine.commands.execute(live, command(), ANN)
             with pytest.raises(StoreError):
-                await engine.create_task(ANN, "work", {"text": "hi"})
+                await engine.commands.create_task(ANN, "work", {"text": "hi"})
         assert live.state.tasks == {}
     assert work.ran == []
 
@@ -134,7 +134,7 @@ async def test_task_whose_submission_is_lost_is_found(reports: list[BaseExceptio
     async with session_at(work, store) as (engine, live):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine.desk.queue, "submit", _fail)
-            await engine.execute(live, command(), ANN)
+            await engine.commands.execute(live, command(), ANN)
             await asyncio.sleep(0)
         assert result_of(await end_of(store, live.id, "mine")) == "hi"
     assert (work.ran, reports) == (["hi"], [])
@@ -147,7 +147,7 @@ async def test_task_of_nobody_s_session_is_unmade_where_it_can_t_be_told_of(faul
     async with engine_of(work.function, store=store) as engine:
         store.faults = [fault]
         with pytest.raises(StoreError):
-            await engine.create_task(ANN, "work", {"text": "hi"})
+            await engine.commands.create_task(ANN, "work", {"text": "hi"})
         await eventually(partial(_is_forgotten, store))
         assert store._sessions == {}
     assert work.ran in ([], ["hi"])
@@ -158,9 +158,9 @@ async def test_task_that_makes_no_sense_is_refused_before_anything_is_made() -> 
     store, work = Faulty(), Work()
     async with engine_of(work.function, store=store) as engine:
         with pytest.raises(NotFound):
-            await engine.create_task(ANN, "nothing", {})
+            await engine.commands.create_task(ANN, "nothing", {})
         with pytest.raises(InvalidRequest):
-            await engine.create_task(ANN, "work", {"text": 1})
+            await engine.commands.create_task(ANN, "work", {"text": 1})
         assert (store._sessions, await store.tracked()) == ({}, 0)
 
 

@@ -102,7 +102,7 @@ async def calling(*, max_session_bytes: int = 1_000_000) -> AsyncIterator[Place]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tools_module, "RETRY_S", 0.01)
         async with engine_of(shout, fail, tell, secret, wait, store=store) as engine:
-            session_id = await engine.create(ANN)
+            session_id = await engine.commands.create(ANN)
             async with engine.hub.use(session_id) as live:
                 yield Place(store, live, TaskTools(engine.desk), gate)
 
