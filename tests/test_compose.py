@@ -13,8 +13,9 @@ import click
 import pytest
 from packaging.specifiers import SpecifierSet
 
+from realtime.access.tokens import is_configured
 from realtime.cli import main
-from realtime.settings import load_settings, unknown_settings
+from realtime.settings import Settings, load_settings, unknown_settings, variable
 from realtime.tasks.saq_queue import CANCEL_S
 from tests.support.deployment import (
     COMPOSE_FILE,
@@ -38,6 +39,7 @@ SERVICES = services()
 SERVERS = (*INSTANCES, "worker")
 """What runs the image."""
 PASSED_ON = {"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"}
+SECRET = "a secret for tokens, of at least 32 bytes"
 
 
 def environment(name: str) -> dict[str, str]:
@@ -63,10 +65,11 @@ def client() -> list[str]:
 def test_compose_takes_the_file() -> None:
     """Its own client finds nothing wrong, and fills in what the shell says."""
     command = [*client(), "--file", str(COMPOSE_FILE), "config"]
-    variables = {**os.environ, "NGINX_PUBLISH": "0.0.0.0:8443", "ANTHROPIC_API_KEY": "from-the-shell"}
+    given = {"ANTHROPIC_API_KEY": "from-the-shell", "REALTIME_AUTH_SECRET": SECRET}
+    variables = {**os.environ, "NGINX_PUBLISH": "0.0.0.0:8443", **given}
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("from-the-shell") == len(SERVERS)
+    assert [result.stdout.count(value) for value in given.values()] == [len(SERVERS)] * len(given)
     assert re.search(r"0\.0\.0\.0:8443:8080|host_ip: 0\.0\.0\.0", result.stdout)
 
 
@@ -78,6 +81,22 @@ def test_the_settings_of_an_instance_are_settings(name: str) -> None:
     assert unknown_settings({**found, **dict.fromkeys(SERVICES[name]["environment"], "")}) == []
     others = {variable for variable in SERVICES[name]["environment"] if not variable.startswith("REALTIME_")}
     assert others == PASSED_ON
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_who_may_do_what_and_at_what_cost_is_said_by_the_shell(name: str) -> None:
+    """Keys, limits, budgets and prices are passed on where they are set, and have no other value here."""
+    fields = [field for field in Settings.__struct_fields__ if field.startswith(("auth_", "rate_", "max_"))]
+    fields += ["seal_keys", "token_budget", "session_token_budget", "prices"]
+    given = SERVICES[name]["environment"]
+    assert {field: given.get(variable(field), "missing") for field in fields} == dict.fromkeys(fields)
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_a_secret_that_the_shell_has_counts(name: str) -> None:
+    """Without one nobody is asked for a token; with one everybody is, for all that the command says."""
+    assert not is_configured(load_settings(environment(name)))
+    assert is_configured(load_settings({**environment(name), "REALTIME_AUTH_SECRET": SECRET}))
 
 
 @pytest.mark.parametrize("name", INSTANCES)
@@ -145,7 +164,7 @@ def test_an_instance_believes_nginx_and_nobody_who_is_not_on_their_network(name:
 
 
 def test_only_nginx_is_published_and_only_to_this_machine() -> None:
-    """There is no authentication: who reaches the port may spend the model's tokens."""
+    """Without a key for tokens who reaches the port may spend the model's tokens."""
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert set(published) == {"nginx"}
     (port,) = published["nginx"]
@@ -253,7 +272,7 @@ def test_signals_reach_the_server() -> None:
 
 
 def test_the_image_sets_known_settings() -> None:
-    """And is not to be reached without a word: who starts it says that no authentication is meant."""
+    """And is not to be reached without a word: who starts it gives it a key, or says that none is meant."""
     found = image_environment()
     assert unknown_settings(found) == []
     assert load_settings(found).host == "0.0.0.0"

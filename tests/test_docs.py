@@ -21,8 +21,10 @@ from starlette.routing import Route
 
 import realtime
 from realtime import (
+    call,
     chat,
     connection,
+    connections,
     errors,
     feed,
     http,
@@ -40,6 +42,7 @@ from realtime import (
     turn,
     viewers,
 )
+from realtime.access import claims, door, endpoints, principal, verifiers
 from realtime.app import create_app
 from realtime.cli import main
 from realtime.observe import metrics
@@ -116,9 +119,11 @@ OBJECTS: dict[str, type[Struct]] = {
     "Response": protocol.Response,
     "Task": protocol.Task,
     "Usage": protocol.Usage,
+    "Rate limit": protocol.RateLimit,
     "Error body": protocol.ErrorBody,
     "Failure": protocol.Failure,
     "Accepted": sessions.Accepted,
+    "Revocation": endpoints.Revocation,
     "Session state": snapshot.SessionSnapshot,
     "Response state": snapshot.ResponseSnapshot,
     "Task state": record.TaskSnapshot,
@@ -139,7 +144,7 @@ OBJECTS: dict[str, type[Struct]] = {
     "Note sections": clinical_note.Sections,
 }
 NAMES = {kind: name.lower() for name, kind in OBJECTS.items()}
-IN_THE_LOG_ONLY = {"overrides", "instance", "input", "user", "at", "result_json"}
+IN_THE_LOG_ONLY = {"overrides", "bill", "instance", "input", "user", "payer", "at", "result_json"}
 """Fields of channel events that are not sent."""
 PATTERNS = {get_args(protocol.Id)[1].pattern: "id", r"\S": "text"}
 """What the page calls a string of such a form."""
@@ -322,8 +327,11 @@ def tree_of(base: type[errors.RealtimeError]) -> dict[str, type[errors.RealtimeE
 
 
 ERRORS = tree_of(errors.RealtimeError)
-CODES_MADE_OF = {"f'invalid_{name.lower()}'": ["invalid_json", "invalid_messagepack"]}
-"""Codes that are put together, by the expression that does it."""
+CODES_MADE_OF = {
+    "f'invalid_{name.lower()}'": ["invalid_json", "invalid_messagepack"],
+    "BUDGET_EXCEEDED": [call.BUDGET_EXCEEDED],
+}
+"""Codes that are put together, or have a name of their own, by the expression that does it."""
 
 
 def raised_in(source: str) -> Iterator[tuple[str, str]]:
@@ -372,17 +380,17 @@ def test_error_types_agree() -> None:
 
 
 def test_close_codes_agree() -> None:
-    """The page has every code that the server may close with, and says which it never does."""
+    """The page has every code that the server may close with."""
     rows = table(PROTOCOL, "Close codes", "code")
-    ours = {int(code) for code, row in rows.items() if row["from"] in {"server", "reserved"}}
+    ours = {int(code) for code, row in rows.items() if row["from"] == "server"}
     assert ours == set(map(int, protocol.CloseCode))
-    assert {row["from"] for row in rows.values()} == {"server", "transport", "reserved"}
+    assert {row["from"] for row in rows.values()} == {"server", "transport"}
 
 
 def test_both_clients_reconnect_as_the_page_says() -> None:
     """The codes after which the terminal's client and the browser's come back are those of the page."""
     rows = table(PROTOCOL, "Close codes", "code")
-    told = {int(code) for code, row in rows.items() if row["what a client does"] == "reconnect"}
+    told = {int(code) for code, row in rows.items() if row["what a client does"].startswith("reconnect")}
     assert told == chat.RECONNECT_CODES
     script = (ROOT / "static/realtime.js").read_text()
     found = re.search(r"RECONNECT_CODES = new Set\(\[(.*?)\]\)", script)
@@ -425,6 +433,8 @@ def test_limits_agree() -> None:
         "a message from a client": defaults.max_message_bytes,
         "fragments of one message": server.MAX_FRAGMENTS,
         "malformed messages in a row": connection.MAX_MALFORMED,
+        "messages in a row that come too soon": connection.MAX_REFUSED,
+        "a token": verifiers.MAX_TOKEN_BYTES,
         "commands of one connection that wait": inbox.MAX_WAITING,
         "unfinished responses and tasks of a session": protocol.MAX_UNFINISHED_CHANNELS,
         "a task's input, in a session": defaults.max_message_bytes,
@@ -437,18 +447,50 @@ def test_limits_agree() -> None:
         "a session's logs": defaults.max_session_bytes,
         "remembered event_ids of a session": memory.KEPT_COMMANDS,
         "connections of an instance": defaults.max_connections,
+        "connections of a user": defaults.max_connections_per_user,
+        "connections from an address": defaults.max_connections_per_address,
+        "responses and one-shot calls of a user at once": defaults.max_responses_per_user,
         "a one-shot body": defaults.max_body_bytes,
         "the time for a body": int(http.BODY_TIMEOUT_S),
     }
     rows = table(PROTOCOL, "Limits", "what")
     figures = {name: row["limit"].split()[0] for name, row in rows.items() if name != "numbers in metadata"}
     assert {name: int(figure) for name, figure in figures.items()} == expected
+    rates = {name: row["default"].strip("`") for name, row in table(PROTOCOL, "Rates and budgets", "rate").items()}
+    assert rates == {name: getattr(defaults, f"rate_{name}") for name in admission_rates()}
+    assert f"after {connection.MAX_REFUSED} of them in a row" in PROTOCOL
     assert f"{protocol.MAX_FRAME_CHARS} characters" in PROTOCOL
     assert f"up to {outcome.MAX_INLINE_BYTES} bytes" in table(PROTOCOL, "`task.done`", "field")["result"]["meaning"]
     assert (
         f"0 to {opening.MAX_DELTA_INTERVAL_MS}"
         in table(PROTOCOL, "Connecting", "query")["delta_interval_ms"]["meaning"]
     )
+
+
+def admission_rates() -> list[str]:
+    """The names of the rates that there are."""
+    return [field.removeprefix("rate_") for field in settings.Settings.__struct_fields__ if field.startswith("rate_")]
+
+
+def test_the_limits_of_the_page_are_told_as_it_says() -> None:
+    """The headers of the example are those that the server makes, and so are the words for scopes."""
+    told = [
+        protocol.RateLimit(name="responses", limit=10, remaining=9, reset_s=6.0),
+        protocol.RateLimit(name="tokens", limit=200_000, remaining=181_424, reset_s=30_170.0),
+    ]
+    for name, value in door.limit_headers(told):
+        assert re.search(rf"^    {name.decode()}: {re.escape(value.decode())}$", PROTOCOL, re.MULTILINE | re.IGNORECASE)
+    scopes = table(PROTOCOL, "Who may do what", "scope")
+    assert set(scopes) == claims.SCOPES
+    assert set(list(scopes)[:3]) == principal.DEFAULT_SCOPES
+
+
+def test_the_times_of_tokens_agree() -> None:
+    """When a client is warned, and by which cookie and subprotocol it shows its token."""
+    assert f"comes {connections.WARN_S:.0f} s before" in section(PROTOCOL, "Tokens")
+    ways = "".join(row["how"] for row in tables(section(PROTOCOL, "Tokens"))[0])
+    assert f"`{door.COOKIE}`" in ways
+    assert f"`{door.BEARER_PROTOCOL}<token>`" in ways
 
 
 def test_the_ends_that_the_page_names_are_those_of_the_code() -> None:
@@ -459,7 +501,7 @@ def test_the_ends_that_the_page_names_are_those_of_the_code() -> None:
     for reason in given:
         stem = "session_" if reason in {"session_expired", "session_deleted"} else reason
         assert f'"{stem}' in sources, reason
-    assert set(re.findall(r"`(\w+)`", rows["incomplete"]["`stop_reason`"])) == INCOMPLETE
+    assert set(re.findall(r"`(\w+)`", rows["incomplete"]["`stop_reason`"])) == INCOMPLETE | {call.BUDGET_EXCEEDED}
 
 
 def test_positions_of_the_page_can_be_read() -> None:
@@ -519,6 +561,19 @@ def test_modules_agree() -> None:
     assert set(table(ARCHITECTURE, "Modules", "module")) == modules
     named = re.findall(r"(?:realtime|tests)/[\w/]+\.py", ARCHITECTURE)
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """A module, a test or a measurement that is named by its path is there."""
+    named = re.findall(r"`((?:realtime|tests|bench|static|scripts|nginx)/[\w./-]+\.\w+)`", page.read_text())
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_each_promise_has_a_test() -> None:
+    """Whatever is promised of security names what holds it to that."""
+    promises = table((ROOT / "SECURITY.md").read_text(), "What is promised", "promise")
+    assert [promise for promise, row in promises.items() if not re.search(r"`tests/[\w/]+\.py`", row["tests"])] == []
 
 
 def test_functions_that_the_page_names_exist() -> None:

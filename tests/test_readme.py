@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import shlex
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -19,8 +20,10 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
+from realtime.settings import Settings, load_settings, variable
 from realtime.tasks.builtin import BUILTIN_TASKS
 from realtime.tasks.registry import Registry
+from tests.support.instance import environment as clean
 from tests.support.server import running_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +125,39 @@ async def test_the_responder_answers_under_its_own_server(shout: Path) -> None:
         process.terminate()
         await process.communicate()
     assert process.returncode == 0
+
+
+def access_environment(secret: str) -> dict[str, str]:
+    """What the README has the server run with, where `openssl` makes that secret."""
+    export, serve = re.findall(
+        r"^    (.*REALTIME_AUTH_SECRET=.*)\n    (.*) \.venv/bin/realtime serve$", README, re.MULTILINE
+    )[0]
+    assert export == "export REALTIME_AUTH_SECRET=$(openssl rand -hex 32)"
+    pairs = (word.partition("=") for word in shlex.split(serve))
+    return {"REALTIME_AUTH_SECRET": secret, **{name: value for name, _, value in pairs}}
+
+
+async def test_a_user_with_a_token_is_answered_at_a_known_cost() -> None:
+    """The token that the README's command prints is good for the call below it, and without it there is no answer."""
+    [block] = [block for block in blocks("sh") if block.startswith("TOKEN=")]
+    make, call = re.fullmatch(r"TOKEN=\$\(\.venv/bin/realtime (.*)\)\n(curl .*)\n", block).groups()  # type: ignore[union-attr]
+    environment = access_environment(secrets.token_hex(32))
+    command = [sys.executable, "-m", "realtime", *shlex.split(make)]
+    made = await asyncio.create_subprocess_exec(*command, env=clean(environment), stdout=asyncio.subprocess.PIPE)
+    token = (await made.communicate())[0].decode().strip()
+    asked = curl(call.replace("$TOKEN", token))
+    settings = load_settings(environment)
+    given = {field: getattr(settings, field) for field in settings.__struct_fields__ if variable(field) in environment}
+    async with (
+        running_server(hello, **given) as server,
+        httpx.AsyncClient(base_url=server.url, trust_env=False) as client,
+    ):
+        assert (await client.post(asked.path, content=asked.body)).status_code == 401
+        answer = await client.post(asked.path, headers=asked.headers, content=asked.body)
+    assert answer.json()["text"] == "You said: Hello."
+    assert answer.json()["usage"]["cost_usd"] > 0
+    assert '"tokens";q=200000' in answer.headers["ratelimit-policy"]
+    assert (Settings().rate_responses, "ten responses a minute" in README) == ("10/minute", True)
 
 
 def test_the_responder_is_short() -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import httpx
 
+from realtime.access.tokens import sign
+from realtime.settings import Settings
 from tests.end_to_end import PATIENCE_S
 from tests.support.client import attached
 from tests.support.deployment import (
@@ -47,12 +49,13 @@ class Stack:
 
 
 @asynccontextmanager
-async def running_stack(*scenario: Text | Gate | Stop) -> AsyncIterator[Stack]:
-    """All of it, up, in the order of its dependencies."""
+async def running_stack(*scenario: Text | Gate | Stop, **shell: str) -> AsyncIterator[Stack]:
+    """All of it, up, in the order of its dependencies. `shell` are variables that are passed on, as they are set."""
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(ModelServer(default=Scenario(scenario)))
         redis = await stack.enter_async_context(running_redis())
-        contexts = [running_worker(redis, model), *(running_instance(name, redis, model) for name in INSTANCES)]
+        starting = [running_instance(name, redis, model, **shell) for name in INSTANCES]
+        contexts = [running_worker(redis, model, **shell), *starting]
         worker, *instances = await asyncio.gather(*map(stack.enter_async_context, contexts))
         ports = [one.port for one in instances]
         name, *options = SERVICES["nginx"]["entrypoint"]
@@ -73,25 +76,26 @@ async def running_redis() -> AsyncIterator[RedisServer]:
 
 
 @asynccontextmanager
-async def running_instance(name: str, redis: RedisServer, model: ModelServer) -> AsyncIterator[Instance]:
+async def running_instance(name: str, redis: RedisServer, model: ModelServer, **shell: str) -> AsyncIterator[Instance]:
     """An instance with the command and the environment of its service, but for addresses."""
-    async with running_service(name, redis, model) as one:
+    async with running_service(name, redis, model, **shell) as one:
         await one.up()
         yield one
 
 
 @asynccontextmanager
-async def running_worker(redis: RedisServer, model: ModelServer) -> AsyncIterator[Instance]:
+async def running_worker(redis: RedisServer, model: ModelServer, **shell: str) -> AsyncIterator[Instance]:
     """The worker, likewise."""
-    async with running_service("worker", redis, model) as one:
+    async with running_service("worker", redis, model, **shell) as one:
         async with asyncio.timeout(START_S):
             await one.logged("worker started")
         yield one
 
 
 @asynccontextmanager
-async def running_service(name: str, redis: RedisServer, model: ModelServer) -> AsyncIterator[Instance]:
+async def running_service(name: str, redis: RedisServer, model: ModelServer, **shell: str) -> AsyncIterator[Instance]:
     """The process of a service that is made of the image; it may not be up yet."""
+    assert shell.keys() <= SERVICES[name]["environment"].keys()
     here = {"redis:6379": f"127.0.0.1:{redis.port}"}
     variables = {
         **image_environment(),
@@ -100,6 +104,7 @@ async def running_service(name: str, redis: RedisServer, model: ModelServer) -> 
         "REALTIME_PORT": str(free_port()),
         "ANTHROPIC_API_KEY": "test",
         "ANTHROPIC_BASE_URL": model.url,
+        **shell,
     }
     assert words("ENTRYPOINT") == ["realtime"]
     async with process([sys.executable, "-m", "realtime", *SERVICES[name]["command"]], variables) as one:
@@ -215,6 +220,19 @@ async def test_a_task_goes_all_the_way() -> None:
             async with httpx.AsyncClient(base_url=stack.nginx.url, trust_env=False) as http:
                 shown = (await http.get(f"/v1/sessions/{client.session_id}/tasks/mine")).json()
             assert (shown["status"], shown["attempt"], shown["result"]) == ("complete", 1, done["result"])
+
+
+async def test_with_a_secret_who_comes_needs_a_token() -> None:
+    """Without one nobody gets past nginx and the instances; with one an answer is paid from its user's budget."""
+    settings = Settings(auth_secret="a secret for tokens, of at least 32 bytes")
+    shell = {"REALTIME_AUTH_SECRET": settings.auth_secret, "REALTIME_TOKEN_BUDGET": "200000/day"}
+    async with running_stack(Text("one"), Stop(), **shell) as stack, asyncio.timeout(PATIENCE_S):
+        async with httpx.AsyncClient(base_url=stack.nginx.url, trust_env=False, timeout=PATIENCE_S) as http:
+            assert (await http.post("/v1/complete", json={"prompt": "Hello"})).status_code == 401
+            headers = {"Authorization": f"Bearer {sign(settings, user='anna', ttl_s=3600)}"}
+            answer = await http.post("/v1/complete", json={"prompt": "Hello"}, headers=headers)
+    assert answer.json()["text"] == "one"
+    assert '"oneshots";q=30, "tokens";q=200000' in answer.headers["ratelimit-policy"]
 
 
 async def test_it_ends_in_order() -> None:
