@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, Self
 from urllib.parse import urlencode
@@ -185,7 +185,7 @@ async def attached(
     *,
     transcript: Transcript | None = None,
     subprotocol: str = "realtime.v1",
-    headers: Mapping[str, str] | None = None,
+    headers: Any = None,
     bearer: str | None = None,
     **query: Any,
 ) -> AsyncIterator[Client]:
