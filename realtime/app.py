@@ -92,6 +92,7 @@ def create_app(
     app.middleware_stack = edge(app.build_middleware_stack(), settings)  # outside of what answers with 500, too
     app.state.engine = site.engine
     app.state.connections = site.connections
+    app.state.keeper = site.parts.keeper
     works: list[Work] = [site.engine, oneshots] if worker is None else [site.engine, oneshots, worker]
     app.state.drain = Drain(site.connections, works, drain_s=settings.drain_s, shared=site.parts.store.shared)
     return app

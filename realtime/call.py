@@ -38,6 +38,7 @@ class Call:
     def __init__(self, request: Request, settings: ModelSettings, purse: Purse) -> None:
         self.request = request
         self._purse = purse
+        self._has_begun = False
         self.stop_reason = "end_turn"
         self.meter = Meter(request.estimated_tokens())
         self._settings = settings
@@ -47,14 +48,18 @@ class Call:
 
         Raises `UpstreamError`, or whatever else the responder raises.
         """
+        self._has_begun = True
         try:
             async with aclosing(self._texts()) as texts:
                 async for text in texts:
                     yield text
         finally:
-            usage = self.usage()
-            self._purse.settle(usage)
-            count(usage)
+            self.settle()
+            count(self.usage())
+
+    def settle(self) -> None:
+        """Pay for what it has used so far: nothing, if it was never made. For a call that nobody waits for any more."""
+        self._purse.settle(self.usage() if self._has_begun else None)
 
     def usage(self) -> Usage:
         """What it has used so far, and what that cost."""

@@ -253,8 +253,7 @@ class Commands:
         settings = live.state.session.updated(overrides)
         conversation = messages(live.state, await answers(live))
         conversation += [Message(item.role, item.content) for item in items]
-        most = request_of(settings, conversation, self._turns.tools).most_tokens()
-        return min(most, self._turns.context_tokens + settings.max_output_tokens)
+        return request_of(settings, conversation, self._turns.tools).most_tokens(self._turns.context_tokens)
 
     async def _append(self, asked: _Asked, decision: Decision, position: int) -> Made:
         made = _made(decision)

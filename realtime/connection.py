@@ -8,7 +8,7 @@ from functools import partial
 
 from starlette.types import Message, Receive, Send
 
-from realtime.access.audit import Access
+from realtime.access.audit import COMMAND, Access
 from realtime.access.door import Door
 from realtime.access.rates import Allowance
 from realtime.decoding import decode, event_id_of
@@ -76,7 +76,7 @@ class Connection:
     ) -> None:
         self.feed = Feed(opening, access.principal)
         self._opening = opening
-        self._access: Access | None = access
+        self._access = access
         self._door = door
         self._engine = engine
         self._receive = receive
@@ -104,15 +104,15 @@ class Connection:
             return Closing.told(error)
         except Exception as error:  # a fault of ours ends this connection, and no other
             logs.report(error)
+            failure = ServerError("internal_error", "Something went wrong here.")
+            self._access.tell(failure)
             self.feed.left(SERVER_ENDED_FLOOR_S)
-            return Closing.told(ServerError("internal_error", "Something went wrong here."))
+            return Closing.told(failure)
 
     def _tell_access(self, session_id: str | None, error: RealtimeError | None = None) -> None:
         """Tell in the audit log that it is attached, or was refused."""
-        if self._access is not None:
-            self._access.session_id = session_id
-            self._access.tell(error)
-            self._access = None  # nobody needs it any more, for as long as the connection lasts
+        self._access.session_id = session_id
+        self._access.tell(error)
 
     async def _serve(self, live: LiveSession) -> Closing | None:
         inbox = Inbox(partial(self._execute, live))
@@ -150,6 +150,7 @@ class Connection:
         try:
             message = decode(self._opening.codec, frame)
         except InvalidRequest as error:
+            self._tell_unread(error)
             self._malformed += 1
             if self._malformed > MAX_MALFORMED:
                 raise Closing.told(InvalidRequest("too_many_malformed", "Too many malformed messages.")) from None
@@ -167,9 +168,16 @@ class Connection:
         metrics.LIMITS_HIT.labels("messages").inc()
         retry_after_ms = max(1, round(wait_s * 1000))
         error = RateLimited("rate_limited", "Too many messages in too short a time.", retry_after_ms=retry_after_ms)
+        self._tell_unread(error)
         if self._refused > MAX_REFUSED:
             raise Closing.told(error)
         await self.feed.reply(error.as_message(event_id=event_id_of(self._opening.codec, frame)))
+
+    def _tell_unread(self, error: RealtimeError) -> None:
+        """Tell in the audit log of a message of which nobody knows what it asks for."""
+        access = Access(self._door.audit, COMMAND, address=self.feed.principal.address, session_id=self.feed.session_id)
+        access.principal = self.feed.principal
+        access.tell(error)
 
     async def _execute(self, live: LiveSession, message: Command | AuthRefresh) -> None:
         access = Access.of_message(self._door.audit, message, self.feed.principal, live.id)
@@ -178,8 +186,8 @@ class Connection:
                 await self._refresh(live, message)
             else:
                 outcome = await self._engine.commands.execute(live, message, self.feed.principal)
+                access.tell()
                 await self._tell_limits(outcome.limits)
-            access.tell()
         except RealtimeError as error:
             access.tell(error)
             await self._tell_limits(getattr(error, "limits", ()))
@@ -187,7 +195,10 @@ class Connection:
         except Exception as error:  # a fault of ours: the client is told that there is one, the log where
             logs.report(error)
             failure = ServerError("internal_error", "Something went wrong here.")
+            access.tell(failure)
             await self.feed.reply(failure.as_message(event_id=message.event_id))
+        finally:
+            access.tell()
 
     async def _tell_limits(self, limits: Sequence[RateLimit]) -> None:
         if limits:

@@ -209,7 +209,9 @@ class Engine:
 
     def keep(self, live: LiveSession, response_id: str, purse: Purse) -> None:
         """Keep what a response may cost until it runs, unless it does already or has ended."""
-        if response_id in live.state.responses and not self.runs(live.id, response_id):
+        if response_id not in live.state.responses:  # the session was erased at once
+            purse.drop()
+        elif not self.runs(live.id, response_id):
             self._admitted.setdefault(live.id, {})[response_id] = purse
             self._let_go(live)
 

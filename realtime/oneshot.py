@@ -150,17 +150,22 @@ class OneShots:
     ) -> None:
         """Answer what the body asks for, by `tell`. Raises the `RealtimeError` that refuses it."""
         request = self._request(await read_body(receive, self._max_body_bytes))
-        if self.draining:
-            raise Unavailable("draining", "This instance is shutting down.", retry_after_ms=1000)
-        admitted = await self._admission.oneshot(access.principal, request.most_tokens())
+        self._check_open()
+        most = request.most_tokens(self._model.context_tokens)
+        admitted = await self._admission.oneshot(access.principal, most)
         access.limits = admitted.limits
-        access.tell()
         turn = _Turn(Call(request, self._model, admitted.purse))
         try:
+            self._check_open()  # nobody waits for a call that begins now
+            access.tell()
             with self._run(turn):
                 await while_connected(receive, tell(turn, send))
         finally:
-            admitted.purse.settle(None)  # if it never came to a call
+            turn.call.settle()  # if it never came to a call, or that does not stop
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise Unavailable("draining", "This instance is shutting down.", retry_after_ms=1000)
 
     @contextmanager
     def _run(self, turn: _Turn) -> Iterator[None]:

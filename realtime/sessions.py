@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
+from realtime.access import audit
 from realtime.access.admission import Admission
 from realtime.access.audit import Access, tag_of
 from realtime.access.door import Action, Door
@@ -27,7 +28,7 @@ CREATE = Action("session.create")
 SHOW = Action("session.read", guests=True)
 ERASE = Action("session.delete", guests=True)  # who may see it is told that it is not theirs to erase
 STREAM = Action("session.stream", guests=True)
-COMMAND = Action("session.command", guests=True)
+COMMAND = Action(audit.COMMAND, guests=True)
 
 
 class Accepted(Struct, kw_only=True, frozen=True, omit_defaults=True):

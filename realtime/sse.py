@@ -67,13 +67,16 @@ class EventStream:
                 self.feed.left(LOST_FLOOR_S)
                 return None
         except Closing as closing:
+            self.feed.left(SERVER_ENDED_FLOOR_S if closing.by_server else 0.0)
             return closing
         except RealtimeError as error:
             self._access.tell(error)
             return Closing.told(error)
         except Exception as error:  # a fault of ours ends this stream, and no other
             logs.report(error)
-            return Closing.told(ServerError("internal_error", "Something went wrong here."))
+            failure = ServerError("internal_error", "Something went wrong here.")
+            self._access.tell(failure)
+            return Closing.told(failure)
 
     async def _send(self, message: ServerMessage | None) -> None:
         body = b":\n" if message is None else encode_event(message, self.feed.positions)

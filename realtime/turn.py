@@ -151,7 +151,7 @@ class Turn:
     async def _bury(self, error: RealtimeError) -> None:
         self._meter = Meter(0)
         with suppress(RealtimeError):  # an estimate of what its input was is better than none
-            await self._request()
+            self._meter = Meter((await self._request()).estimated_tokens())
         entries = await self._live.stored(self._response.id)
         for entry in entries:
             if isinstance(entry, Deltas):
@@ -256,7 +256,8 @@ class Turn:
         request = await self._request_at_last()
         if self._is_decided():
             return
-        await self._purse.cover(request.most_tokens())
+        await self._purse.cover(request.most_tokens(self._turns.context_tokens))
+        self._meter = Meter(request.estimated_tokens())
         for calls_left in reversed(range(MAX_MODEL_CALLS)):
             calls, finish = await self._call(request)
             if self._is_decided():
@@ -273,8 +274,9 @@ class Turn:
 
     async def _affords(self, request: Request) -> bool:
         """Whether the purse holds another model call, after what was used. Where it does not the answer ends so."""
+        most = request.most_tokens(self._turns.context_tokens)
         try:
-            await self._purse.cover(weighted_tokens(self._meter.usage()) + request.most_tokens())
+            await self._purse.cover(weighted_tokens(self._meter.usage()) + most)
         except BudgetError:
             self._decide(OUT_OF_BUDGET)
         return not self._is_decided()
@@ -378,9 +380,7 @@ class Turn:
     async def _request(self) -> Request:
         settings = self._live.state.settings_of(self._response)
         conversation = messages(self._live.state, await answers(self._live), upto=self._response)
-        request = self._fitted(request_of(settings, conversation, self._turns.tools, response_id=self._response.id))
-        self._meter = Meter(request.estimated_tokens())
-        return request
+        return self._fitted(request_of(settings, conversation, self._turns.tools, response_id=self._response.id))
 
     def _lose(self, error: Exception) -> None:
         """The store refused what this turn said: it stops, and whether its end is taken is up to the store."""

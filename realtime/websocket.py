@@ -29,13 +29,21 @@ class RealtimeSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket, from its upgrade to its end."""
         await receive()  # websocket.connect
+        access = self._door.access("session.attach", scope)
+        try:
+            await self._answer(access, scope, receive, send)
+        finally:
+            access.tell()
+
+    async def _answer(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._connections.admit()
             opening = read_opening(scope)
         except (InvalidRequest, Unavailable) as error:
+            access.tell(error)
             await refuse_upgrade(send, error)
             return
-        access = self._door.access("session.attach", scope, opening.session_id)
+        access.session_id = opening.session_id
         refusal = await self._identify(access, scope, opening)
         try:
             await send({"type": "websocket.accept", "subprotocol": _selected(scope, opening)})

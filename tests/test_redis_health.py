@@ -15,7 +15,7 @@ from realtime.observe import logs
 from realtime.store import redis_health
 from realtime.store.base import TaskRef
 from realtime.store.redis import RedisStore
-from realtime.store.redis_health import MAX_REASONS, REFUSED_S, STEADY_S, Health
+from realtime.store.redis_health import MAX_REASONS, REFUSED_S, STEADY_S, Health, reason_of
 from tests.support.redis_server import RedisServer, redis_server
 
 PATIENCE_S = 30.0
@@ -143,3 +143,10 @@ async def test_what_redis_refuses_is_one_line(redis: RedisServer, logged: list[R
                 await store.tracked()
     assert [event for event, _ in logged] == [REFUSES]
     assert str(logged[0][1]["reason"]).startswith("WRONGTYPE")
+
+
+async def test_what_redis_refuses_is_logged_without_what_it_was_asked(redis: RedisServer) -> None:
+    """Redis repeats the arguments of a command that it does not know; the log tells of the command alone."""
+    with pytest.raises(ResponseError, match="canary") as refused:
+        await redis.command("XNOTHING", "canary-5a1c")
+    assert reason_of(refused.value) == "unknown command 'XNOTHING'"

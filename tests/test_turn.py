@@ -356,8 +356,9 @@ async def test_a_responder_that_never_awaits_is_stopped() -> None:
 
 
 @pytest.mark.parametrize("where", ["in its cleanup", "swallowing the cancellation"])
-async def test_a_responder_that_takes_long_to_stop_holds_up_nobody(where: str) -> None:
+async def test_a_responder_that_takes_long_to_stop_holds_up_nobody(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The response is over for its viewers, and the next one runs, while it still cleans up."""
+    monkeypatch.setattr(turn_module, "STOP_TIMEOUT_S", 0.05)
     done_with_it = asyncio.Event()
 
     async def lingers(request: Request) -> Events:
@@ -633,10 +634,10 @@ async def test_a_session_that_fills_up_ends_the_response() -> None:
 
     async def responder(request: Request) -> Events:
         while True:
-            await asyncio.sleep(0.06)  # a flush for each piece
+            await asyncio.sleep(0.01)  # a flush for each piece
             yield said
 
-    async with running_engine(responder, max_session_bytes=2_000) as engine:
+    async with running_engine(responder, max_session_bytes=2_000, journal_interval_ms=1) as engine:
         async with opened(engine) as tab:
             response_id = await tab.respond()
             end = await tab.done(response_id)

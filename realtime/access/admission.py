@@ -134,7 +134,11 @@ class Admission:
     async def _paid(self, name: str, rate: Rate, principal: Principal, tokens: int, session_id: str | None) -> Admitted:
         limit = await self._take(name, rate, principal)
         bill = self.till.bill(principal.payer, tokens)
-        purse = await self.till.open(bill, session_id=session_id)
+        try:
+            purse = await self.till.open(bill, session_id=session_id)
+        except RateLimited as error:
+            error.limits = [limit]
+            raise
         try:
             left = await self.till.left(principal.payer)
         except BaseException:

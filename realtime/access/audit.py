@@ -10,6 +10,8 @@ from realtime.errors import RealtimeError
 from realtime.observe import logs
 from realtime.protocol import AuthRefresh, Command, RateLimit
 
+COMMAND = "session.command"
+"""The action that a message is of which nobody knows what it asks for."""
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 REFUSALS = frozenset(
     {"authentication_error", "permission_error", "not_found_error", "rate_limit_error", "budget_error"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from http.cookies import CookieError, SimpleCookie
 
 from msgspec import Struct
+from starlette.requests import cookie_parser
 from starlette.types import Message, Receive, Scope, Send
 
 from realtime.access.addresses import client_address
@@ -17,7 +17,7 @@ from realtime.access.principal import LEEWAY_S, SESSION, Principal
 from realtime.access.revocations import Revocations
 from realtime.access.rules import check_no_guest, check_scope
 from realtime.access.tokens import Verifier
-from realtime.errors import AuthenticationError, InvalidRequest, RealtimeError
+from realtime.errors import AuthenticationError, InvalidRequest, RealtimeError, ServerError
 from realtime.http import Headers, send_error
 from realtime.protocol import RateLimit
 
@@ -63,7 +63,8 @@ class Door:
     async def refresh(self, principal: Principal, token: str, session_id: str) -> Principal:
         """The principal of a connection once it has another token, which must not widen what it may do.
 
-        Raises `AuthenticationError`, `InvalidRequest` where tokens count for nothing, and `Unavailable`.
+        Raises `AuthenticationError`, `PermissionDenied` for one that could not have connected, `InvalidRequest` where
+        tokens count for nothing, and `Unavailable`.
         """
         if self._verifier is None:
             raise InvalidRequest("no_authentication", "This server knows no tokens.")
@@ -77,6 +78,7 @@ class Door:
             raise AuthenticationError(
                 "token_widens", "The token has scopes that the one before had not.", param="token"
             )
+        check_scope(fresh, SESSION)
         return fresh
 
     async def answer(
@@ -102,6 +104,9 @@ class Door:
             access.tell(error)
             access.limits = access.limits or list(getattr(error, "limits", ()))
             await send_error(send, error)
+        except Exception:
+            access.tell(ServerError("internal_error", "Something went wrong here."))
+            raise
         finally:
             access.tell()
 
@@ -124,12 +129,9 @@ def token_in(scope: Scope) -> str | None:
 def _cookie_in(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"cookie":
-            try:
-                cookies = SimpleCookie(value.decode("latin-1"))
-            except CookieError:
-                continue
+            cookies = cookie_parser(value.decode("latin-1"))
             if COOKIE in cookies:
-                return str(cookies[COOKIE].value)
+                return cookies[COOKIE]
     return None
 
 

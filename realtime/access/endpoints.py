@@ -19,6 +19,7 @@ from realtime.http import read_body, send_nothing
 from realtime.protocol import Id
 
 MAX_BODY_BYTES = 4096
+FORGET_COOKIE = "auth.forget"
 SET_COOKIE = Action("auth.cookie", scope=None, guests=True)
 REVOKE = Action("admin.revoke", ADMIN)
 
@@ -40,6 +41,7 @@ class AccessEndpoints:
     async def cookie(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST` makes a cookie of the request's token, `DELETE` forgets it."""
         if scope["method"] == "DELETE":
+            self._door.access(FORGET_COOKIE, scope).tell()
             await send_nothing(send, headers=[_cookie(scope, "", 0)])
         else:
             await self._door.answer(SET_COOKIE, scope, receive, send, self._set_cookie)

@@ -23,14 +23,16 @@ _Key = tuple[str, str]
 class Held:
     """One hold of this process. Whoever has it keeps `spent` up to date: it is told to the ledger at each renewal."""
 
-    __slots__ = ("_keeper", "account", "amount", "hold_id", "spent")
+    __slots__ = ("_keeper", "account", "amount", "hold_id", "is_sure", "spent")
 
-    def __init__(self, keeper: Keeper, account: Account, hold_id: str, amount: int) -> None:
+    def __init__(self, keeper: Keeper, account: Account, hold_id: str, amount: int, *, is_sure: bool) -> None:
         self._keeper = keeper
         self.account = account
         self.hold_id = hold_id
         self.amount = amount
         self.spent = 0
+        self.is_sure = is_sure
+        """Whether the ledger has said that it is held; one that was adopted may have run out before."""
 
     async def settle(self, spent: int) -> None:
         """End it, which came to `spent`: now if the ledger answers, else later, also if cancelled. Raises nothing."""
@@ -73,13 +75,18 @@ class Keeper:
                 self._owe(Hold(account, hold_id, amount))
                 self._has_owed.set()
             raise
-        held = self.adopt(account, hold_id, amount)
-        held.amount = amount
+        held = self._live.setdefault((account.name, hold_id), Held(self, account, hold_id, amount, is_sure=True))
+        held.amount, held.is_sure = amount, True
         return held
 
     def adopt(self, account: Account, hold_id: str, amount: int) -> Held:
-        """Take over what another process holds; nothing happens for what is held here already."""
-        return self._live.setdefault((account.name, hold_id), Held(self, account, hold_id, amount))
+        """Take over what somebody else holds, here or in another process. A `Held` of it that there is here does
+        nothing any more: whoever had that may still drop or settle it, as they would have."""
+        held = Held(self, account, hold_id, amount, is_sure=False)
+        if (before := self._live.get(_key(held))) is not None:
+            held.amount, held.spent, held.is_sure = before.amount, before.spent, before.is_sure
+        self._live[_key(held)] = held
+        return held
 
     def drop(self, held: Held) -> None:
         """Forget a hold without settling it: somebody else does."""

@@ -82,7 +82,7 @@ class Ledger(Protocol):
         """
 
     async def renew(self, holds: Sequence[Hold]) -> None:
-        """Prolong holds, all in one go, and note what they have spent so far (never less than before).
+        """Prolong holds, all in one go, and note what they keep and have spent so far (neither ever less than before).
 
         One that was lost or has run out is made again, whether it fits or not: what it keeps is in use. One that was
         settled is left alone.

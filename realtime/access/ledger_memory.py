@@ -42,6 +42,10 @@ class _Book:
         self.look_at = 0.0
         self.deadline = 0.0
 
+    def amount(self, hold_id: str) -> int:
+        """What a hold keeps; 0 if there is none."""
+        return self.holds[hold_id].amount if hold_id in self.holds else 0
+
     def put(self, hold_id: str, amount: int, spent: int, deadline: float) -> None:
         """Make a hold, prolong it, or take back that it has run out."""
         old = self.holds.get(hold_id)
@@ -94,7 +98,8 @@ class MemoryLedger:
         for hold in holds:
             book = self._used(hold.account)
             if not book.ended.get(hold.hold_id, NEVER).is_settled:
-                book.put(hold.hold_id, hold.amount, hold.spent, self._clock() + self.lease_s)
+                amount = max(hold.amount, book.amount(hold.hold_id))  # it may have grown while this was under way
+                book.put(hold.hold_id, amount, hold.spent, self._clock() + self.lease_s)
 
     async def settle(self, account: Account, hold_id: str, spent: int) -> None:
         book = self._used(account)

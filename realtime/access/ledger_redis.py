@@ -112,7 +112,8 @@ RENEW = script(
     + """
 for at = 4, #ARGV, 3 do
     local _, settled = ended(ARGV[at])
-    if settled == 0 then put(ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])) end
+    local amount = math.max(tonumber(ARGV[at + 1]), (hold(ARGV[at]))) -- it may have grown while this was under way
+    if settled == 0 then put(ARGV[at], amount, tonumber(ARGV[at + 2])) end
 end
 return 1
 """

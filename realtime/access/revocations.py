@@ -51,18 +51,19 @@ class MemoryRegister:
 
 
 class Revocations:
-    """What this instance knows of the register; `changed` is called when it learns of something. `watch` has to run
+    """What this instance knows of the register. `dropping` is called again and again while there is something: it
+    drops the connections that are covered, also those that were let in while it became known. `watch` has to run
     beside it."""
 
-    def __init__(self, register: Register, changed: Callable[[], None]) -> None:
+    def __init__(self, register: Register, dropping: Callable[[], None]) -> None:
         self._register = register
-        self._changed = changed
+        self._dropping = dropping
         self._revoked: dict[str, float] = {}
 
     async def revoke(self, *, user: str | None = None, session_id: str | None = None) -> None:
         """Revoke every token of a user, or every right to look at a session, that was given before now. Raises
         `StoreError`."""
-        await self._register.add(_session(session_id) if user is None else _user(user))
+        await self._register.add(_user(user or "") if session_id is None else _session(session_id))
         await self._look()
 
     def check(self, principal: Principal, session_id: str | None) -> None:
@@ -74,7 +75,9 @@ class Revocations:
         """Whether something was revoked that the principal's token has from before."""
         if not self._revoked or principal.is_anonymous:
             return False
-        at = max(self._revoked.get(_user(principal.user), 0.0), self._revoked.get(_session(session_id), 0.0))
+        at = self._revoked.get(_user(principal.user), 0.0)
+        if session_id is not None:
+            at = max(at, self._revoked.get(_session(session_id), 0.0))
         return at > (principal.issued_at or 0.0)
 
     async def watch(self) -> None:
@@ -89,9 +92,9 @@ class Revocations:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        before, self._revoked = self._revoked, await self._register.all()
-        if self._revoked != before:
-            self._changed()
+        self._revoked = await self._register.all()
+        if self._revoked:
+            self._dropping()
 
 
 def revoked() -> AuthenticationError:
@@ -103,8 +106,8 @@ def _user(user: str) -> str:
     return _hashed("user", user)
 
 
-def _session(session_id: str | None) -> str:
-    return _hashed("session", session_id or "")
+def _session(session_id: str) -> str:
+    return _hashed("session", session_id)
 
 
 def _hashed(*parts: str) -> str:

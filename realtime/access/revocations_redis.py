@@ -37,6 +37,7 @@ class RedisRegister:
 
 
 _ADD = index_script("""
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', after(-tonumber(ARGV[1]))))
 redis.call('ZADD', KEYS[1], string.format('%.0f', after(0)), ARGV[2])
 return redis.call('PEXPIRE', KEYS[1], ARGV[1])
 """)

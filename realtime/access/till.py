@@ -72,11 +72,12 @@ class Purse:
         return all(tokens <= held.amount for held in self._funds)
 
     async def cover(self, tokens: int) -> None:
-        """Have it hold so many tokens, in all. Raises `BudgetError` where there are not so many, and `StoreError`."""
+        """Have it hold so many tokens, in all, for certain. Raises `BudgetError` where there are not so many, and
+        `StoreError`."""
         for held in self._funds:
-            if tokens > held.amount and self._keeper is not None:
+            if self._keeper is not None and (tokens > held.amount or not held.is_sure):
                 try:
-                    await self._keeper.hold(held.account, held.hold_id, tokens)
+                    await self._keeper.hold(held.account, held.hold_id, max(tokens, held.amount))
                 except Exceeded as exceeded:
                     raise spent(exceeded.balance) from None
 
@@ -140,7 +141,7 @@ class Till:
         except BaseException as error:
             Purse(self._keeper, slots, funds).settle(None)
             if isinstance(error, Exceeded):
-                raise (spent(error.balance) if slots or not slot else busy()) from None
+                raise (self._spent(error.balance, bill, funds) if slots or not slot else busy()) from None
             raise
         return Purse(self._keeper, slots, funds)
 
@@ -160,6 +161,15 @@ class Till:
         balance = await self._ledger.balance(budget.account(payer, now))
         remaining = max(0, balance.free)
         return RateLimit(name="tokens", limit=budget.tokens, remaining=remaining, reset_s=round(budget.reset_s(now), 1))
+
+    def _spent(self, balance: Balance, bill: Bill, held: Sequence[Held]) -> BudgetError:
+        """The refusal of a bill by the account after those that are `held`: when it may be asked for again."""
+        error = spent(balance)
+        if balance.used + bill.tokens <= balance.limit:  # what is held now may come to less
+            error.retry_after_ms = SLOT_WAIT_MS
+        elif self._allowances.budget is not None and not held:
+            error.retry_after_ms = round(self._allowances.budget.reset_s(time.time()) * 1000)
+        return error
 
     def _slots(self, bill: Bill, *, slot: bool) -> list[Account]:
         limit = self._allowances.responses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import MutableMapping
@@ -14,6 +15,9 @@ _log: Any = structlog.get_logger("realtime")
 _audit: Any = structlog.wrap_logger(
     logging.getLogger("realtime.audit"), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
 )
+
+_HELD = re.compile(r"^(Exception in callback [^(]*\(|Executing <).*(\)|> took)")
+"""What asyncio says of a callback that failed, or in its debug mode of one that was slow: with all that it held."""
 
 
 def configure(log_format: str, log_level: str) -> None:
@@ -31,7 +35,7 @@ def configure(log_format: str, log_level: str) -> None:
     )
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setFormatter(
-        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=[_without_exception, *shared])
+        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=[_without_content, *shared])
     )
     root = logging.getLogger()
     root.handlers[:] = [stderr]
@@ -68,9 +72,13 @@ def places(error: BaseException) -> list[str]:
     return [*elsewhere, *(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))][:20]
 
 
-def _without_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A library's record with an exception keeps its kind and places; its text may hold content."""
+def _without_content(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A library's record keeps its first line, and of an exception the kind and the places: the rest may hold content.
+
+    asyncio tells of an exception that nobody has asked for with the whole task, and that with what it raised.
+    """
     record: logging.LogRecord = event["_record"]
+    event["event"] = _HELD.sub(r"\1…\2", str(event["event"]).partition("\n")[0])
     if record.exc_info and record.exc_info[1] is not None:
         event["error"] = type(record.exc_info[1]).__qualname__
         event["at"] = places(record.exc_info[1])

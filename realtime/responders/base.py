@@ -60,10 +60,11 @@ class Request(Struct, frozen=True, kw_only=True):
         """About how many of them are not its conversation."""
         return estimate_tokens(self.instructions) + sum(tool.estimated_tokens() for tool in self.tools)
 
-    def most_tokens(self) -> int:
-        """The most that the call can come to: every byte sent a token of its own, and as much said as may be."""
+    def most_tokens(self, context_tokens: int) -> int:
+        """The most that the call can come to, of a model that holds `context_tokens`: every byte sent a token of its
+        own, and as much said as may be."""
         sent = BYTES_PER_TOKEN * self.estimated_tokens() + FRAME_TOKENS * (1 + len(self.messages) + len(self.tools))
-        return sent + self.max_output_tokens
+        return min(sent, context_tokens) + self.max_output_tokens
 
 
 class Text(Struct, frozen=True):

@@ -14,8 +14,14 @@ STEADY_S = 3.0
 """How long nothing may have failed before Redis counts as back: of several connections, or nodes, one may work."""
 REFUSED_S = 60.0
 """How long a reason that was logged is not logged again."""
+MAX_REASON_CHARS = 200
 MAX_REASONS = 20
 """Reasons that are logged within `REFUSED_S`: their texts are the server's."""
+
+
+def reason_of(error: ResponseError) -> str:
+    """Why Redis refuses, in its words; not what it refuses, which it repeats of a command that it doesn't know."""
+    return str(error).partition(", with args")[0][:MAX_REASON_CHARS]
 
 
 class Health:
@@ -40,7 +46,7 @@ class Health:
         errors = [reply for reply in replies if isinstance(reply, Exception)]
         for error in errors:
             if isinstance(error, ResponseError):
-                self._refuses(str(error)[:200])
+                self._refuses(reason_of(error))
             else:
                 self.failed(error)
         if self._away_since is not None and self._clock() - self._failed_at >= STEADY_S:

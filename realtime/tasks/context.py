@@ -30,13 +30,14 @@ class Reporter(Protocol):
 class Model:
     """The model that sessions talk to, for one task: the same client, the same limits. `usage` is what it has used.
 
-    `payer` is whose budget its calls are paid from at the `till`.
+    `payer` is whose budget its calls are paid from at the `till`, with that of the session, if it is one's task.
     """
 
-    def __init__(self, settings: ModelSettings, till: Till, payer: str) -> None:
+    def __init__(self, settings: ModelSettings, till: Till, payer: str, session_id: str | None = None) -> None:
         self._settings = settings
         self._till = till
         self._payer = payer
+        self._session_id = session_id
         self._meters: list[Meter] = []
         self._newest: Call | None = None
 
@@ -64,7 +65,8 @@ class Model:
             model=model or settings.default_model,
             max_output_tokens=most,
         )
-        purse = await self._till.open(self._till.bill(self._payer, request.most_tokens()), slot=False)
+        bill = self._till.bill(self._payer, request.most_tokens(settings.context_tokens))
+        purse = await self._till.open(bill, session_id=self._session_id, slot=False)
         call = Call(request, settings, purse)
         self._meters.append(call.meter)
         self._newest = call

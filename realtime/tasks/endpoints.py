@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from realtime.access.admission import Admission
 from realtime.access.audit import Access
 from realtime.access.door import Action, Door
-from realtime.access.principal import ONESHOT, TASK
+from realtime.access.principal import ONESHOT, SESSION, TASK
 from realtime.call import ModelSettings
 from realtime.connections import Connections
 from realtime.engine import Engine
@@ -29,10 +29,6 @@ from realtime.tasks.stream import TaskStream, read_position
 from realtime.tasks.summarise import Document, summarise, summary_of
 
 CREATE = Action("task.create", TASK)
-SHOW = Action("task.read", scope=None, guests=True)
-CANCEL = Action("task.cancel", TASK, guests=True)  # as with sessions: who may see it is told
-STREAM = Action("task.stream", scope=None, guests=True)
-RESULT = Action("task.result", scope=None, guests=True)
 SUMMARISE = Action("oneshot.summarise", ONESHOT)
 RESPOND_ASYNC = b"respond-async"
 SUMMARISER = Registry([summarise])
@@ -68,17 +64,18 @@ class TaskEndpoints:
                 work = partial(self._create, scope["path_params"]["task_id"])
                 await self._door.answer(CREATE, scope, receive, send, work)
             case "GET":
-                await self._door.answer(SHOW, scope, receive, send, self._show)
+                await self._door.answer(_reading("task.read", scope), scope, receive, send, self._show)
             case _:
-                await self._door.answer(CANCEL, scope, receive, send, self._cancel)
+                action = Action("task.cancel", TASK, guests=_is_of_session(scope))  # as with sessions: they are told
+                await self._door.answer(action, scope, receive, send, self._cancel)
 
     async def result(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` answers with a task's result, whole."""
-        await self._door.answer(RESULT, scope, receive, send, self._result)
+        await self._door.answer(_reading("task.result", scope), scope, receive, send, self._result)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` streams a task's channel."""
-        await self._door.answer(STREAM, scope, receive, send, self._stream)
+        await self._door.answer(_reading("task.stream", scope), scope, receive, send, self._stream)
 
     async def analyse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/analyse` makes the task of that name."""
@@ -162,7 +159,7 @@ class TaskEndpoints:
     async def _task(self, access: Access, scope: Scope) -> AsyncIterator[tuple[LiveSession, str]]:
         """The session of the task that a path names, and the task's id. Raises `NotFound`."""
         task_id: str = scope["path_params"]["task_id"]
-        is_alone = "session_id" not in scope["path_params"]
+        is_alone = not _is_of_session(scope)
         if is_alone and not is_task_id(task_id):
             raise task_not_found()
         try:
@@ -175,6 +172,15 @@ class TaskEndpoints:
                 yield live, task_id
         except NotFound as error:
             raise task_not_found() if is_alone else error from None
+
+
+def _is_of_session(scope: Scope) -> bool:
+    return "session_id" in scope["path_params"]
+
+
+def _reading(name: str, scope: Scope) -> Action:
+    """A session's tasks are read as all that is in it, by its guests, too; others are their owner's alone."""
+    return Action(name, SESSION, guests=True) if _is_of_session(scope) else Action(name, TASK)
 
 
 def _json(body: bytes) -> Any:

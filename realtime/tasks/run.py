@@ -244,7 +244,7 @@ class Run:
     def _context(self, reporter: AttemptReporter, attempt: int) -> Context:
         is_alone = self._live.id == self.task.task_id
         session = None if is_alone else TaskSession(self._live.id, self._conversation)
-        model = Model(self._kit.model, self._kit.till, self._payer)
+        model = Model(self._kit.model, self._kit.till, self._payer, None if is_alone else self._live.id)
         return Context(task_id=self.task.task_id, attempt=attempt, session=session, model=model, reporter=reporter)
 
     async def _conversation(self) -> list[Message]:

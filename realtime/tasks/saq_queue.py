@@ -32,6 +32,7 @@ from realtime.live import RETRY_S
 from realtime.observe import logs
 from realtime.store.base import TaskRef
 from realtime.store.redis_calls import CONNECT_TIMEOUT_S, TIMEOUT_S, unavailable
+from realtime.store.redis_health import reason_of
 from realtime.store.redis_tls import share_tls
 from realtime.tasks.queue import Handler
 from realtime.tasks.registry import PRIORITIES, TaskDefinition
@@ -288,7 +289,7 @@ def _line(definition: TaskDefinition, slots: int) -> Line:
 
 def _note(error: Exception) -> None:
     if isinstance(error, ResponseError):
-        logs.warning("redis refuses", reason=str(error)[:200])
+        logs.warning("redis refuses", reason=reason_of(error))
     elif not isinstance(error, RedisError | OSError):
         logs.report(error)
 

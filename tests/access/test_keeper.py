@@ -262,7 +262,6 @@ async def test_a_hold_goes_from_process_to_process(ledger: Line, keeper: Keeper)
     other = Keeper(ledger)
     held = await keeper.hold(TOKENS, "a", 60)
     adopted = other.adopt(TOKENS, "a", 60)
-    assert other.adopt(TOKENS, "a", 60) is adopted
     keeper.drop(held)
     await held.settle(99)
     held.release(99)
@@ -270,6 +269,29 @@ async def test_a_hold_goes_from_process_to_process(ledger: Line, keeper: Keeper)
     assert await ledger.balance(TOKENS) == Balance(100, 0, 60)
     await adopted.settle(20)
     assert await ledger.balance(TOKENS) == Balance(100, 20, 0)
+
+
+async def test_a_hold_that_is_adopted_in_its_own_process_is_the_new_owners_alone(ledger: Line, keeper: Keeper) -> None:
+    """With its amount and what it has spent; whatever the old owner does comes too late."""
+    held = await keeper.hold(TOKENS, "a", 60)
+    held.spent = 7
+    adopted = keeper.adopt(TOKENS, "a", 10)
+    assert (adopted.amount, adopted.spent, adopted.is_sure) == (60, 7, True)
+    held.drop()
+    await held.settle(99)
+    assert len(keeper) == 1
+    await adopted.settle(20)
+    assert (await ledger.balance(TOKENS), len(keeper)) == (Balance(100, 20, 0), 0)
+
+
+async def test_a_hold_that_is_adopted_from_elsewhere_is_not_known_to_be_held(ledger: Line, keeper: Keeper) -> None:
+    """It may have run out before; holding it again finds out."""
+    other = Keeper(ledger)
+    await keeper.hold(TOKENS, "a", 60)
+    adopted = other.adopt(TOKENS, "a", 60)
+    assert not adopted.is_sure
+    assert await other.hold(TOKENS, "a", 60) is adopted
+    assert adopted.is_sure
 
 
 async def test_what_is_owed_is_bounded(ledger: Line, keeper: Keeper) -> None:

@@ -235,6 +235,14 @@ async def test_many_holds_are_renewed_at_once(subject: Subject) -> None:
     assert await subject.ledger.balance(account) == Balance(5_000, 0, 1_200)
 
 
+async def test_a_renewal_takes_nothing_from_a_hold_that_has_grown(subject: Subject) -> None:
+    """It was under way meanwhile: what it would give back somebody else might take."""
+    await subject.ledger.hold(TOKENS, "a", 20)
+    await subject.ledger.hold(TOKENS, "a", 80)
+    await subject.ledger.renew([Hold(TOKENS, "a", 20)])
+    assert (await subject.ledger.balance(TOKENS)).held == 80
+
+
 async def test_no_hold_to_renew_is_no_work(ledger: Ledger) -> None:
     """Nothing happens."""
     await ledger.renew([])

@@ -11,8 +11,8 @@ from tests.chaos.run import run
 
 @pytest.mark.timeout(100)
 async def test_nothing_is_lost_under_random_faults() -> None:
-    """For half a minute instances and Redis are killed, paused and cut off, and clients come and go."""
-    outcome = await run(Options(seed=4, seconds=30, sessions=15))
+    """For 20 seconds instances and Redis are killed, paused and cut off, and clients come and go."""
+    outcome = await run(Options(seed=4, seconds=20, sessions=15))
     print(report(outcome))
     assert outcome.site.counts["end: completed end_turn"] > 50
     assert [str(violation) for violation in outcome.site.violations] == []

@@ -502,7 +502,7 @@ async def test_half_sent_handshake_is_given_up(sent: bytes) -> None:
                 for _ in range(5):
                     await asyncio.sleep(0)
             with suppress(ConnectionError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(PATIENCE_S):
                     await client.reader.read()
 
 

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -94,13 +94,14 @@ Encode = Callable[[Any], bytes]
 class Mutator:
     """Makes frames out of messages by one to three mutations each; the same seed makes the same frames."""
 
-    def __init__(self, chance: random.Random, encode: Encode) -> None:
+    def __init__(self, chance: random.Random, encode: Encode, messages: Sequence[Any] = MESSAGES) -> None:
         self._chance = chance
         self._encode = encode
+        self._messages = messages
 
     def frame(self) -> bytes:
         """The next frame."""
-        value: Any = json.loads(json.dumps(self._chance.choice(MESSAGES)))
+        value: Any = json.loads(json.dumps(self._chance.choice(self._messages)))
         for _ in range(self._chance.randint(0, 2)):
             value = self._mutated(value)
         try:
@@ -108,7 +109,7 @@ class Mutator:
         except OverflowError:  # a number that MessagePack has no room for
             data = self._encode(0)
         for _ in range(self._chance.choice([0, 0, 1, 1, 2])):
-            data = self._damaged(data)
+            data = self.damaged(data)
         return data
 
     def _mutated(self, value: Any) -> Any:
@@ -130,7 +131,7 @@ class Mutator:
                 value[key] = self._mutated(value[key])
         return value
 
-    def _damaged(self, data: bytes) -> bytes:
+    def damaged(self, data: bytes) -> bytes:
         """Some bytes flipped, cut, doubled or put in."""
         chance = self._chance
         at = chance.randrange(len(data) + 1)

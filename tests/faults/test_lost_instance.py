@@ -25,15 +25,16 @@ from tests.support.scenarios import Paced, Scenario, Stop
 from tests.support.server import RunningServer, running_server
 
 LEASE_S = 1.0
-ENDS_WITHIN_S = LEASE_S + 5
+BUSY_S = 8.0
+"""What so many clients in one process may add, and other work on the machine."""
+ENDS_WITHIN_S = LEASE_S + 5 + BUSY_S
+"""Below the floor: what waits for that fails."""
 STREAMS = 200
 FLOOR_S = 15.0
 """How long a response waits whose last viewer was lost with its instance."""
 AT_ONCE = 50
 QUESTION = "so " * 60
 """It is said back in the answer, which takes some seconds longer for it."""
-BUSY_S = 4.0
-"""What so many clients in one process may add, and other work on the machine."""
 
 
 @pytest.fixture
@@ -146,6 +147,10 @@ async def test_kill_under_many_streams(redis: RedisServer) -> None:
         reading = [asyncio.create_task(until_lost(client)) for client in clients]
         while not all(client.transcript.texts["r"] for client in clients):  # noqa: ASYNC110  # over many clients
             await asyncio.sleep(0.05)
+        async with RedisStore(redis.url) as store:
+            for client in clients:
+                while not await stored_text(store, client.session_id):  # noqa: ASYNC110  # the journal is at it
+                    await asyncio.sleep(0.01)
         lost.kill()
         killed_at = time.monotonic()
         await asyncio.gather(*reading)
@@ -155,7 +160,7 @@ async def test_kill_under_many_streams(redis: RedisServer) -> None:
         for stream, text in zip(streams, texts, strict=True):
             stream.shown, stream.stored = stream.transcript.texts["r"], text
         await asyncio.gather(*(stream.resume(stays) for stream in streams))
-        assert time.monotonic() - killed_at < ENDS_WITHIN_S + BUSY_S
+        assert time.monotonic() - killed_at < ENDS_WITHIN_S
         for stream in streams:
             stream.check()
 
@@ -232,7 +237,7 @@ async def test_viewers_of_a_lost_instance_have_left(redis: RedisServer) -> None:
                 await asyncio.sleep(0.01)
         due = live.audience.due("r", live.state.session)
         assert due is not None
-        assert FLOOR_S - 1 < due - asyncio.get_running_loop().time() <= FLOOR_S
+        assert FLOOR_S - 8 < due - asyncio.get_running_loop().time() <= FLOOR_S
         assert not turn.closed.is_set()
         async with attached(stays, viewer.session_id) as other:
             assert len(other.first["participants"]) == 1

@@ -34,15 +34,16 @@ from tests.support.redis_server import RedisServer, redis_server
 from tests.support.server import RunningServer, running_server
 from tests.support.tcp_proxy import ProxyConnection, TcpProxy
 
-DEAF_S = 5.0
-"""How long an instance may hear nothing of the others when its connection has died in silence."""
+DEAF_S = 12.0
+"""How long an instance may hear nothing of the others when its connection has died in silence: 4 s, and what a busy
+machine adds."""
 LAG_S = 0.25
-BACK_S = 2.0
-"""How long after Redis is back readers may wait for what is new."""
+BACK_S = 10.0
+"""How long after Redis is back readers may wait for what is new: 2 s, and what a busy machine adds."""
 LEASE_S = 0.8
 REFUSES_S = 1.5
-SLACK_S = 0.7
-"""What a busy machine may add to a bound."""
+SLACK_S = 1.4
+"""What a busy machine may add to a bound; less than the time for which Redis hangs."""
 JOINS = 2000
 NAIVE_JOINS = 500
 TOGETHER = 100

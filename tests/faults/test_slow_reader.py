@@ -228,7 +228,7 @@ async def test_the_control_plain_uvicorn_never_lets_go(plain: bool) -> None:
                 await good.until("participant.left")
             let_go = True
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(1.0 if plain else PATIENCE_S):
                     while len(process.server_state.connections) > 1:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
             except TimeoutError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, Self
 from urllib.parse import urlencode
@@ -23,6 +23,8 @@ NO_CHANNEL = {
     "participant.joined",
     "participant.left",
     "rate_limits.updated",
+    "auth.expiring",
+    "auth.refreshed",
     "error",
     "pong",
 }
@@ -183,12 +185,22 @@ async def attached(
     *,
     transcript: Transcript | None = None,
     subprotocol: str = "realtime.v1",
+    headers: Mapping[str, str] | None = None,
+    bearer: str | None = None,
     **query: Any,
 ) -> AsyncIterator[Client]:
-    """A client that is attached: to a new session, or to `session_id`. `query` are more query parameters."""
+    """A client that is attached: to a new session, or to `session_id`, by the token `bearer` if there is one. `query`
+    are more query parameters, and `headers` come with the upgrade."""
     url = server.ws_url + "?" + urlencode({**({"session_id": session_id} if session_id else {}), **query})
+    sent = {**(headers or {}), **({"Authorization": f"Bearer {bearer}"} if bearer else {})}
     socket = await connect(
-        url, subprotocols=[Subprotocol(subprotocol)], compression=None, max_size=None, max_queue=None, proxy=None
+        url,
+        subprotocols=[Subprotocol(subprotocol)],
+        additional_headers=sent,
+        compression=None,
+        max_size=None,
+        max_queue=None,
+        proxy=None,
     )
     try:
         client = Client(socket, transcript or Transcript())

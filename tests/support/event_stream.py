@@ -93,10 +93,16 @@ async def http_client(*, base_url: str = "") -> AsyncIterator[httpx.AsyncClient]
 
 @asynccontextmanager
 async def streaming(
-    url: str, *, transcript: Transcript | None = None, last_event_id: str | None = None, **query: Any
+    url: str,
+    *,
+    transcript: Transcript | None = None,
+    last_event_id: str | None = None,
+    headers: Any = None,
+    **query: Any,
 ) -> AsyncIterator[StreamClient]:
     """A client that is attached to the session whose events are at `url`, and has its first event."""
-    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+    headers = {**(headers or {}), "Accept": "text/event-stream"}
+    headers |= {"Last-Event-ID": last_event_id} if last_event_id else {}
     async with http_client() as client, client.stream("GET", url, headers=headers, params=query) as response:
         assert response.status_code == 200, await response.aread()
         async with aclosing(EventSource(response).aiter_sse()) as events:

@@ -108,6 +108,20 @@ async def echo(ctx: Context, given: Words) -> str:
     return given.text.upper()
 
 
+@task()
+async def spill(ctx: Context, given: Words) -> None:
+    """Tell the words as progress, leave behind what fails with them, and fail with them."""
+    await ctx.progress(0, 1, given.text)
+    left = asyncio.create_task(_fail(given.text))
+    await asyncio.wait([left])
+    del left
+    await _fail(given.text)
+
+
+async def _fail(text: str) -> None:
+    raise ValueError(text)
+
+
 def expected(name: str, given: dict[str, Any]) -> Outcome:
     """What has to come of a task."""
     match name:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from realtime.access.keeper import Keeper
 from realtime.app import create_app
 from realtime.engine import Engine
 from realtime.responders.base import Responder
@@ -20,12 +21,18 @@ class RunningServer:
     """A server that is up: `url` is `http://127.0.0.1:PORT`, `ws_url` the WebSocket endpoint."""
 
     def __init__(
-        self, port: int, engine: Engine, server: Server | None = None, serving: asyncio.Task[None] | None = None
+        self,
+        port: int,
+        engine: Engine,
+        server: Server | None = None,
+        serving: asyncio.Task[None] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.port = port
         self._server = server
         self._serving = serving
         self.engine = engine
+        self._keeper = keeper
         self.url = f"http://127.0.0.1:{port}"
         self.ws_url = f"ws://127.0.0.1:{port}/v1/realtime"
 
@@ -38,6 +45,12 @@ class RunningServer:
         """Return once it has shut down."""
         assert self._serving is not None
         await asyncio.shield(self._serving)
+
+    @property
+    def holds(self) -> int:
+        """How many slots and reservations it has now."""
+        assert self._keeper is not None
+        return len(self._keeper)
 
     @property
     def busy_sessions(self) -> int:
@@ -60,7 +73,8 @@ async def running_server(responder: Responder = demo, **settings: Any) -> AsyncI
             await asyncio.sleep(0)
             if serving.done():
                 serving.result()
-        yield RunningServer(listener.getsockname()[1], app.state.engine, server, serving)
+        port = listener.getsockname()[1]
+        yield RunningServer(port, app.state.engine, server, serving, app.state.keeper)
     finally:
         server.should_exit = True
         await serving
