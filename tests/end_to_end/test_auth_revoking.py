@@ -1,0 +1,205 @@
+"""Tokens that are taken back: what is open is closed on every instance, what was issued before counts no more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from realtime.access.revocations import LOOK_S
+from tests.end_to_end import PATIENCE_S, Model, dialled, echo, frames_until_closed
+from tests.support.client import attached
+from tests.support.event_stream import connections_of, http_client, streaming
+from tests.support.instance import Instance, instance
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.sample_tasks import MODULE
+from tests.support.server import running_server
+from tests.support.tokens import SECRET, bearer
+
+ADMIN = {"scope": "admin"}
+CLOSED_S = 2 * PATIENCE_S
+"""How long a close may take on a machine that is busy; what is promised is two seconds."""
+
+
+class Fleet(NamedTuple):
+    """Two instances over one Redis."""
+
+    redis: RedisServer
+    one: Instance
+    two: Instance
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with redis_server(append_only=True, appendfsync="always") as redis, AsyncExitStack() as stack:
+        settings: dict[str, Any] = {"auth_secret": SECRET, "redis_url": redis.url, "tasks": MODULE}
+        starts = [stack.enter_async_context(instance(**settings)) for _ in range(2)]
+        yield Fleet(redis, *[await start for start in starts])
+
+
+async def revoke(server: Any, **subject: str) -> None:
+    """Take tokens back."""
+    async with http_client(base_url=server.url) as http:
+        answer = await http.post("/v1/admin/revoke", json=subject, headers=bearer("root", **ADMIN))
+        assert answer.status_code == 204, answer.text
+
+
+async def newer() -> None:
+    """Return in the next second: times in tokens are whole seconds."""
+    await asyncio.sleep(1.001 - time.time() % 1)
+
+
+async def shown_to(server: Any, session_id: str, headers: dict[str, str]) -> int:
+    """The status with which a session is shown, or not."""
+    async with http_client(base_url=server.url) as http:
+        return (await http.get(f"/v1/sessions/{session_id}", headers=headers)).status_code
+
+
+async def error_of_stream(response: httpx.Response) -> str:
+    """Read an event stream to its end; returns its last lines."""
+    return "\n".join([line async for line in response.aiter_lines()][-4:])
+
+
+@asynccontextmanager
+async def open_everywhere(fleet: Fleet, session_id: str, headers: dict[str, str]) -> AsyncIterator[list[Any]]:
+    """On both instances a WebSocket, an event stream and a task's stream; what is yielded ends when they do."""
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        endings: list[asyncio.Task[Any]] = []
+        async with http_client(base_url=fleet.one.url) as http:
+            made = {"type": "task.create", "name": "sleep", "input": {"seconds": 600}}
+            answer = await http.post(f"/v1/sessions/{session_id}/events", json=made, headers=headers)
+            task_id = answer.json()["task_id"]
+        for server in (fleet.one, fleet.two):
+            client = await stack.enter_async_context(attached(server, session_id, headers=headers))
+            ending: Coroutine[Any, Any, Any] = client.until_closed()
+            endings.append(group.create_task(ending))
+            http = await stack.enter_async_context(http_client(base_url=server.url))
+            for path in ("/events", f"/tasks/{task_id}/events"):
+                stream = http.stream("GET", f"/v1/sessions/{session_id}{path}", headers=headers)
+                ending = error_of_stream(await stack.enter_async_context(stream))
+                endings.append(group.create_task(ending))
+        yield endings
+
+
+@pytest.mark.parametrize("subject", ["user", "session_id"])
+async def test_what_is_open_is_closed_on_every_instance(fleet: Fleet, subject: str) -> None:
+    """WebSockets with 4401, streams with an error; others' stay."""
+    async with attached(fleet.two, headers=bearer("bob")) as other, attached(fleet.two, headers=bearer("ann")) as first:
+        session_id, shown = first.session_id, bearer("ann")
+        revoked = {"user": "ann", "session_id": session_id}[subject]
+        async with open_everywhere(fleet, session_id, shown) as endings:
+            await revoke(fleet.one, **{subject: revoked})
+            async with asyncio.timeout(CLOSED_S):
+                ended = await asyncio.gather(*endings)
+        assert ended[0::3] == [4401, 4401]
+        for text in ended[1::3] + ended[2::3]:
+            assert "token_revoked" in text
+            assert '"fatal":true' in text
+        assert await first.until_closed() == 4401
+        await other.send("ping")
+        await other.until("pong")
+        await newer()
+        for server in (fleet.one, fleet.two):
+            assert await shown_to(server, session_id, shown) == 401
+            assert await shown_to(server, session_id, bearer("ann")) == 200
+
+
+async def test_a_session_that_is_revoked_leaves_the_others(fleet: Fleet) -> None:
+    """Its owner's other sessions go on, by the same token."""
+    shown = bearer("ann")
+    async with attached(fleet.one, headers=shown) as kept, attached(fleet.one, headers=shown) as taken:
+        await revoke(fleet.two, session_id=taken.session_id)
+        async with asyncio.timeout(CLOSED_S):
+            assert await taken.until_closed() == 4401
+        await kept.send("ping")
+        await kept.until("pong")
+        async with dialled(fleet.one, {"session_id": taken.session_id}, additional_headers=shown) as socket:  # type: ignore[arg-type]
+            [frame] = await frames_until_closed(socket)
+            assert (frame["error"]["code"], socket.close_code) == ("token_revoked", 4401)
+
+
+async def test_revocations_outlive_redis(fleet: Fleet) -> None:
+    """While it is away what is known goes on, and when it is back with its file nothing is forgotten, by a new instance
+    neither."""
+    shown = bearer("ann")
+    async with attached(fleet.one, headers=shown) as client:
+        session_id = client.session_id
+        await revoke(fleet.one, user="ann")
+        async with asyncio.timeout(CLOSED_S):
+            assert await client.until_closed() == 4401
+    await fleet.redis.kill()
+    assert await shown_to(fleet.one, session_id, shown) == 401
+    async with http_client(base_url=fleet.one.url) as http:
+        answer = await http.post("/v1/admin/revoke", json={"user": "bob"}, headers=bearer("root", **ADMIN))
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "store_error")
+    await fleet.redis.start()
+    settings: dict[str, Any] = {"auth_secret": SECRET, "redis_url": fleet.redis.url, "tasks": MODULE}
+    async with instance(**settings) as third:
+        for server in (fleet.one, fleet.two, third):
+            assert await shown_to(server, session_id, shown) == 401
+
+
+async def test_what_ran_for_the_last_connection_is_cancelled() -> None:
+    """At once, without the grace of those whom the server has cut off: over a WebSocket and over a stream."""
+    model = Model()
+    async with running_server(model, auth_secret=SECRET) as server:
+        async with attached(server, headers=bearer("ann")) as client:
+            await client.respond()
+            turn = await model.turn()
+            await revoke(server, user="ann")
+            async with asyncio.timeout(PATIENCE_S):
+                assert await client.until_closed() == 4401
+                await turn.closed.wait()
+        await newer()
+        async with attached(server, headers=bearer("ann")) as client:
+            session_id = client.session_id
+        url = f"{server.url}/v1/sessions/{session_id}/events"
+        async with streaming(url, headers=bearer("ann")) as stream, http_client(base_url=server.url) as http:
+            command = {"type": "response.create", "input": "go"}
+            assert (await http.post(url, json=command, headers=bearer("ann"))).status_code == 202
+            turn = await model.turn()
+            await revoke(server, user="ann")
+            async with asyncio.timeout(PATIENCE_S):
+                await stream.until_end()
+                await turn.closed.wait()
+
+
+async def test_who_is_let_in_meanwhile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose token was looked at before it was taken back, and which is open only after that."""
+    async with running_server(echo, auth_secret=SECRET) as server:
+        held = connections_of(server)
+        async with attached(server, headers=bearer("ann")) as early:
+            monkeypatch.setattr(held, "drop_revoked", lambda _covers: None)
+            await revoke(server, user="ann")
+            monkeypatch.undo()
+            async with asyncio.timeout(PATIENCE_S):
+                assert await early.until_closed() == 4401
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"user": "a", "session_id": "s"}, {"user": ""}, {"user": 1}, {"session_id": "a b"}, {"users": "a"}, []],
+)
+async def test_a_revocation_is_of_one_thing(body: Any) -> None:
+    """A user or a session, by its name; nothing else is understood."""
+    async with running_server(echo, auth_secret=SECRET) as server, http_client(base_url=server.url) as http:
+        answer = await http.post("/v1/admin/revoke", json=body, headers=bearer("root", **ADMIN))
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_a_session_of_the_name_none_is_nobodys_lack_of_one() -> None:
+    """What belongs to no session is not touched by a revocation of whichever."""
+    async with running_server(echo, auth_secret=SECRET) as server, http_client(base_url=server.url) as http:
+        shown = bearer("ann")
+        await revoke(server, session_id="None")
+        assert (await http.post("/v1/sessions", headers=shown)).status_code == 201
+
+
+def test_the_look_is_often_enough() -> None:
+    """A call to the store has a second left of the two that are promised."""
+    assert LOOK_S <= 1
