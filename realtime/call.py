@@ -78,12 +78,12 @@ class Call:
                         answer.pause()
                         yield text
                         answer.progress()
-                        if not self._affords():
+                        if not await self._affords():
                             return
                     case Reasoning(text=text) | ToolInput(text=text):
                         self.meter.thought(text)
                         answer.progress()
-                        if not self._affords():
+                        if not await self._affords():
                             return
                     case TokenCount():
                         self.meter.counted(event)
@@ -96,9 +96,9 @@ class Call:
                     case _:
                         assert_never(event)
 
-    def _affords(self) -> bool:
-        """Whether the purse holds more than was used so far."""
-        if self._purse.is_limited and not self._purse.spend(self.meter.usage()):
+    async def _affords(self) -> bool:
+        """Whether the purse has more than was used so far."""
+        if self._purse.is_limited and not await self._purse.affords(self.meter.usage()):
             self.stop_reason = BUDGET_EXCEEDED
             return False
         return True

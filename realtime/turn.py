@@ -309,7 +309,7 @@ class Turn:
                     answer.progress()
                 elif self._take(event):
                     answer.progress()
-                if self._purse.is_limited and not self._purse.spend(self._meter.usage()):
+                if self._purse.is_limited and not await self._purse.affords(self._meter.usage()):
                     self._decide(OUT_OF_BUDGET)
                     break
                 await breath.take()

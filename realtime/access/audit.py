@@ -40,16 +40,18 @@ class Audit:
 class Access:
     """One access, which is told once. Who asks, and of which session, may become known on the way.
 
-    `limits` is how much of what was asked for is left, for the client to be told.
+    `limits` is how much of what was asked for is left, for the client to be told. `of_user` is whom it is about, where
+    that is somebody else.
     """
 
-    __slots__ = ("_address", "_audit", "_is_told", "action", "limits", "principal", "session_id")
+    __slots__ = ("_address", "_audit", "_is_told", "action", "limits", "of_user", "principal", "session_id")
 
     def __init__(self, audit: Audit, action: str, *, address: str, session_id: str | None = None) -> None:
         self.action = action
         self.principal = Principal(user="", address=address)
         self.session_id = session_id
         self.limits: list[RateLimit] = []
+        self.of_user: str | None = None
         self._audit = audit
         self._address = address
         self._is_told = False
@@ -69,6 +71,7 @@ class Access:
                 self.action,
                 user=self.principal.user or None,
                 session=self._audit.name_of(self.session_id) if self.session_id else None,
+                **({"of_user": self.of_user} if self.of_user else {}),
                 address=self._address,
                 allowed=error is None or error.type not in REFUSALS,
                 code=error.code if error else None,

@@ -59,7 +59,7 @@ class AccessEndpoints:
 
     async def _revoke(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
         asked = _decoded(await read_body(receive, MAX_BODY_BYTES))
-        access.session_id = asked.session_id
+        access.session_id, access.of_user = asked.session_id, asked.user
         await self._revocations.revoke(user=asked.user, session_id=asked.session_id)
         await send_nothing(send)
 

@@ -16,7 +16,8 @@ CACHE_READ_SHARE, CACHE_WRITE_SHARE = 0.1, 1.25
 multipliers of "Prompt caching" in Anthropic's documentation."""
 ANY = "*"
 """The model whose price is that of all that have none of their own."""
-_DIGITS = 9
+COST_DIGITS = 9
+"""Costs are told to the billionth of a dollar."""
 _UNIT = 20
 _CACHE_READ_UNITS, _CACHE_WRITE_UNITS = round(_UNIT * CACHE_READ_SHARE), round(_UNIT * CACHE_WRITE_SHARE)
 """The shares in twentieths, so that weights are exact."""
@@ -52,7 +53,7 @@ class Prices:
             + (usage.cache_read_input_tokens or 0) * price.cache_read
             + (usage.cache_creation_input_tokens or 0) * price.cache_write
         )
-        return round(millionths / 1e6, _DIGITS)
+        return round(millionths / 1e6, COST_DIGITS)
 
 
 UNKNOWN = Prices({})

@@ -11,12 +11,14 @@ from realtime.access.keeper import Held, Keeper
 from realtime.access.ledger import Account, Balance, Exceeded, Ledger
 from realtime.access.names import joined
 from realtime.access.prices import weighted_tokens
-from realtime.errors import BudgetError, RateLimited
+from realtime.errors import BudgetError, RateLimited, StoreError
 from realtime.observe import metrics
 from realtime.protocol import Bill, RateLimit, Usage, new_id
 from realtime.settings import SettingsError
 
 PERIODS_S = {"hour": 3600, "day": 86_400}
+MORE_TOKENS, MORE_PARTS = 64, 16
+"""How much more a purse asks for at once in mid-stream: so many tokens, or that part of what was used."""
 SLOT_WAIT_MS = 1000
 """When who has too many responses at once may try again."""
 
@@ -81,14 +83,23 @@ class Purse:
                 except Exceeded as exceeded:
                     raise spent(exceeded.balance) from None
 
-    def spend(self, usage: Usage) -> bool:
-        """Note what was used so far; returns whether there is more."""
-        if not self._funds:
-            return True
+    async def affords(self, usage: Usage) -> bool:
+        """Note what was used so far; returns whether there is more.
+
+        Until its provider has counted, what an answer uses is an estimate. So where all that is held is used up the
+        purse asks for a little more: the answer ends only where the budget does. Where the ledger does not answer there
+        is no more.
+        """
         tokens = weighted_tokens(usage)
         for held in self._funds:
             held.spent = tokens
-        return self.covers(tokens + 1)
+        if self.covers(tokens + 1):
+            return True
+        try:
+            await self.cover(tokens + max(MORE_TOKENS, tokens // MORE_PARTS))
+        except (BudgetError, StoreError):
+            return False
+        return True
 
     @property
     def is_limited(self) -> bool:

@@ -8,13 +8,13 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from realtime.access.prices import COST_DIGITS
 from realtime.access.till import Till
 from realtime.call import BUDGET_EXCEEDED, Call, ModelSettings
 from realtime.conversation import Message, estimate_tokens, fit
 from realtime.errors import BudgetError
 from realtime.protocol import Usage
 from realtime.responders.base import Request
-from realtime.usage import Meter
 
 
 class Reporter(Protocol):
@@ -38,7 +38,7 @@ class Model:
         self._till = till
         self._payer = payer
         self._session_id = session_id
-        self._meters: list[Meter] = []
+        self._calls: list[Call] = []
         self._newest: Call | None = None
 
     async def stream(
@@ -68,7 +68,7 @@ class Model:
         bill = self._till.bill(self._payer, request.most_tokens(settings.context_tokens))
         purse = await self._till.open(bill, session_id=self._session_id, slot=False)
         call = Call(request, settings, purse)
-        self._meters.append(call.meter)
+        self._calls.append(call)
         self._newest = call
         async with aclosing(call.texts()) as texts:
             async for text in texts:
@@ -100,7 +100,7 @@ class Model:
     @property
     def usage(self) -> Usage:
         """The sum over all calls so far; `estimated` where any part of it is."""
-        return total_usage([meter.usage() for meter in self._meters])
+        return total_usage([call.usage() for call in self._calls])
 
 
 class TaskSession:
@@ -140,6 +140,7 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
     """Usages added up."""
     read = [usage.cache_read_input_tokens for usage in usages if usage.cache_read_input_tokens is not None]
     created = [usage.cache_creation_input_tokens for usage in usages if usage.cache_creation_input_tokens is not None]
+    costs = [usage.cost_usd for usage in usages if usage.cost_usd is not None]
     return Usage(
         input_tokens=sum(usage.input_tokens for usage in usages),
         output_tokens=sum(usage.output_tokens for usage in usages),
@@ -147,4 +148,5 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
         estimated=any(usage.estimated for usage in usages),
         cache_read_input_tokens=sum(read) if read else None,
         cache_creation_input_tokens=sum(created) if created else None,
+        cost_usd=round(sum(costs), COST_DIGITS) if costs else None,
     )

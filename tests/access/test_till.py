@@ -11,7 +11,7 @@ from realtime.access.keeper import Held, Keeper
 from realtime.access.ledger import Account, Balance, Hold
 from realtime.access.ledger_memory import MemoryLedger
 from realtime.access.prices import weighted_tokens
-from realtime.access.till import Allowances, Budget, Purse, Till, parse_budget
+from realtime.access.till import MORE_TOKENS, Allowances, Budget, Purse, Till, parse_budget
 from realtime.errors import BudgetError, RateLimited
 from realtime.protocol import Bill, Usage
 from realtime.settings import SettingsError
@@ -178,17 +178,28 @@ async def test_a_session_has_a_budget_of_its_own(ledger: Books) -> None:
 
 
 async def test_a_purse_tells_when_it_is_spent(process: Process) -> None:
-    """The moment that nothing is left."""
-    _, purse = await process.opened(100)
+    """The moment that nothing is left of the budget."""
+    _, purse = await process.opened(1000)
     assert purse.is_limited
-    assert purse.spend(used(99))
-    assert not purse.spend(used(100))
+    assert await purse.affords(used(999))
+    assert not await purse.affords(used(1000))
+
+
+async def test_a_purse_that_is_used_up_asks_for_more(process: Process) -> None:
+    """What an answer uses is an estimate in mid-stream: it ends only where the budget does."""
+    _, purse = await process.opened(100)
+    assert await purse.affords(used(100))
+    assert (await process.balance()).held == 100 + MORE_TOKENS
+    await process.opened(1000 - 100 - MORE_TOKENS)
+    assert await purse.affords(used(100 + MORE_TOKENS - 1))
+    assert not await purse.affords(used(100 + MORE_TOKENS))
+    assert (await process.balance()).held == 1000
 
 
 async def test_what_was_spent_is_charged_when_the_process_is_lost(ledger: Books, process: Process) -> None:
     """As far as it was told; the rest is free after the lease."""
     _, purse = await process.opened(600)
-    purse.spend(used(70))
+    await purse.affords(used(70))
     [held] = purse._funds
     await ledger.renew([held_of(held)])
     ledger.now += LEASE_S + 1
@@ -210,7 +221,7 @@ async def test_a_purse_without_holds_costs_nobody_anything() -> None:
     """It covers whatever there is."""
     purse = Purse()
     await purse.cover(10**9)
-    assert purse.spend(used(10**9))
+    assert await purse.affords(used(10**9))
     assert not purse.is_limited
     purse.settle(used(5))
     purse.drop()
@@ -334,7 +345,7 @@ class Run:
         if self.open:
             _, process, purse = self.chance.choice(self.open)
             [held] = purse._funds
-            purse.spend(used(self.chance.randint(0, held.amount)))
+            await purse.affords(used(self.chance.randint(0, held.amount)))
             await process.ledger.renew([held_of(held)])
 
     async def move(self) -> None:
