@@ -13,6 +13,7 @@ import pytest
 from msgspec import Struct
 
 from realtime.access.ledger import Balance
+from realtime.protocol import new_id
 from tests.end_to_end import refused
 from tests.support.accounts import LEASE_S, PATIENCE_S, POLL_S, Accounts, accounts, weight
 from tests.support.client import Client, Event, attached
@@ -82,6 +83,16 @@ async def asked(client: Client, **fields: Any) -> Event:
         while (event := await client.receive())["type"] not in {"response.created", "error"}:
             pass
     return event
+
+
+async def joined(client: Client, strategy: str) -> str:
+    """Ask for a response while another runs; returns its id once it is created."""
+    response_id = new_id("resp")
+    await client.send("response.create", input="go", model="m", response_id=response_id, multitask_strategy=strategy)
+    async with asyncio.timeout(PATIENCE_S):
+        while response_id not in {*client.transcript.positions, *client.transcript.done}:
+            await client.receive()
+    return response_id
 
 
 @asynccontextmanager
@@ -243,7 +254,7 @@ async def test_a_response_that_is_made_on_one_instance_and_runs_on_the_other_is_
         running = await first.respond(model="m")
         await first.until("response.output_text.delta")
         async with attached(s.two, first.session_id) as second:
-            queued = await second.respond(model="m", multitask_strategy="enqueue")
+            queued = await joined(second, "enqueue")
             gate.open()
             ends = [await done(second, running), await done(second, queued)]
         assert [end["status"] for end in ends] == ["completed", "completed"]
@@ -258,7 +269,7 @@ async def test_a_response_that_interrupts_another_is_charged_with_it() -> None:
         running = await first.respond(model="m")
         await first.until("response.output_text.delta")
         async with attached(s.two, first.session_id) as second:
-            interrupting = await second.respond(model="m", multitask_strategy="interrupt")
+            interrupting = await joined(second, "interrupt")
             ends = [await done(second, running)]
             gate.open()
             ends.append(await done(second, interrupting))
