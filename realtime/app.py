@@ -99,8 +99,12 @@ def create_app(
 
 
 def _site(settings: Settings, parts: Parts) -> _Site:
-    connections = Connections(max_connections=settings.max_connections, send_timeout_s=settings.send_timeout_s)
-    revocations = Revocations(parts.register, lambda: connections.drop_revoked(revocations.covers))
+    revocations = Revocations(parts.register, lambda: connections.drop_revoked())
+    connections = Connections(
+        max_connections=settings.max_connections,
+        send_timeout_s=settings.send_timeout_s,
+        is_revoked=revocations.covers,
+    )
     admission = make_admission(parts, settings)
     models = frozenset({parts.model.default_model, *settings.allowed_models})
     limits = Limits(models, settings.max_output_tokens)

@@ -49,14 +49,26 @@ class Held(Protocol):
         """End it."""
 
 
+def _never(_principal: Principal, _session_id: str | None) -> bool:
+    return False
+
+
 class Connections:
-    """The open connections. `watch` has to run beside it.
+    """The open connections. `watch` has to run beside it. `is_revoked` says whose tokens count no more for the session
+    that they read.
 
     While it is `draining` nothing new is let in.
     """
 
-    def __init__(self, *, max_connections: int, send_timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        send_timeout_s: float,
+        is_revoked: Callable[[Principal, str | None], bool] = _never,
+    ) -> None:
         self.draining = False
+        self._is_revoked = is_revoked
         self._max_connections = max_connections
         self._send_timeout_s = send_timeout_s
         self._held: set[Held] = set()
@@ -78,7 +90,10 @@ class Connections:
 
     @contextmanager
     def holding(self, connection: Held) -> Iterator[None]:
-        """Count a connection as open for as long as the block lasts."""
+        """Count a connection as open for as long as the block lasts. Raises `AuthenticationError` for one whose token
+        was taken back since it was looked at."""
+        if self._is_revoked(connection.principal, connection.session_id):
+            raise revoked()
         self._held.add(connection)
         try:
             yield
@@ -102,9 +117,9 @@ class Connections:
             self._drop_stalled(loop.time() - self._send_timeout_s)
             self._drop_expired(time.time())
 
-    def drop_revoked(self, is_revoked: Callable[[Principal, str | None], bool]) -> None:
-        """Drop the connections whose tokens count no more for the session that they read."""
-        for one in [one for one in self._held if is_revoked(one.principal, one.session_id)]:
+    def drop_revoked(self) -> None:
+        """Drop the connections whose tokens count no more."""
+        for one in [one for one in self._held if self._is_revoked(one.principal, one.session_id)]:
             one.drop(Closing.told(revoked()))
 
     def say_goodbye(self, time_left_s: float, spread_s: float) -> None:

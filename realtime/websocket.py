@@ -12,7 +12,7 @@ from realtime.access.rules import check_no_guest, check_scope
 from realtime.connection import Connection, refuse
 from realtime.connections import Connections
 from realtime.engine import Engine
-from realtime.errors import InvalidRequest, RateLimited, RealtimeError, Unavailable
+from realtime.errors import AuthenticationError, InvalidRequest, RateLimited, RealtimeError, Unavailable
 from realtime.http import refuse_upgrade
 from realtime.opening import Opening, read_opening
 
@@ -59,7 +59,7 @@ class RealtimeSocket:
             async with self._admission.connection(access.principal, connection.feed.name):
                 with self._connections.holding(connection.feed):
                     await connection.run()
-        except RateLimited as error:
+        except (AuthenticationError, RateLimited) as error:
             access.tell(error)
             await refuse(opening.codec, error, send)
 

@@ -51,13 +51,12 @@ class MemoryRegister:
 
 
 class Revocations:
-    """What this instance knows of the register. `dropping` is called again and again while there is something: it
-    drops the connections that are covered, also those that were let in while it became known. `watch` has to run
+    """What this instance knows of the register; `changed` is called when it learns of something. `watch` has to run
     beside it."""
 
-    def __init__(self, register: Register, dropping: Callable[[], None]) -> None:
+    def __init__(self, register: Register, changed: Callable[[], None]) -> None:
         self._register = register
-        self._dropping = dropping
+        self._changed = changed
         self._revoked: dict[str, float] = {}
 
     async def revoke(self, *, user: str | None = None, session_id: str | None = None) -> None:
@@ -92,9 +91,9 @@ class Revocations:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        self._revoked = await self._register.all()
-        if self._revoked:
-            self._dropping()
+        before, self._revoked = self._revoked, await self._register.all()
+        if self._revoked != before:
+            self._changed()
 
 
 def revoked() -> AuthenticationError:

@@ -135,8 +135,8 @@ class TaskEndpoints:
             stream = TaskStream(live, task_id, access.principal, send, send_timeout_s=self._send_timeout_s)
             await stream.open(read_position(scope, task_id))
             async with self._admission.connection(access.principal, new_id("conn")):
-                access.tell()
                 with self._connections.holding(stream):
+                    access.tell()
                     await while_connected(receive, stream.run())
 
     async def _summarise(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 
 from starlette.types import Scope, Send
 
@@ -11,7 +12,7 @@ from realtime.access.principal import Principal
 from realtime.cursor import Cursor, Start
 from realtime.doorbell import Doorbell
 from realtime.errors import InvalidRequest, RealtimeError, StoreError, task_not_found
-from realtime.feed import Closing
+from realtime.feed import CLOSE_TIMEOUT_S, Closing
 from realtime.http import STREAM_HEADERS, send_nothing
 from realtime.live import RETRY_S, UNBEGUN, LiveSession
 from realtime.opening import read_stream_opening
@@ -37,6 +38,7 @@ class TaskStream:
         self._bell = Doorbell()
         self._cursor: Cursor | None = None
         self._closing: Closing | None = None
+        self._patience: asyncio.Timeout | None = None
 
     async def open(self, position: int | None) -> None:
         """Begin after `position` (`None`: at the start). Raises the store's errors."""
@@ -57,12 +59,16 @@ class TaskStream:
         self._live.bells.add(self._bell)
         try:
             async with asyncio.timeout(None) as patience:
+                self._patience = patience
                 await self._send(b"retry: %d\n" % RETRY_MS, patience)
                 await self._follow(self._cursor, patience)
         except TimeoutError:
             return  # the client takes nothing: the connection is of no use any more
         except RealtimeError as error:
-            await self._asgi_send(_last(encode_event(error.as_message(fatal=True), self._cursor.positions)))
+            last = encode_event(error.as_message(fatal=True), self._cursor.positions)
+            with suppress(OSError):  # it takes nothing (TimeoutError), or is gone
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._asgi_send({"type": "http.response.body", "body": last})
         finally:
             self._live.bells.discard(self._bell)
 
@@ -75,7 +81,9 @@ class TaskStream:
             self.drop(Closing(CloseCode.TRY_AGAIN_LATER, by_server=True))
 
     def drop(self, closing: Closing) -> None:
-        """End it, and tell the client of the closing's error."""
+        """End it, and tell the client of the closing's error, as far as it still takes anything."""
+        if self._closing is None and self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S)
         self._closing = closing
         self._bell.ring()
 
@@ -106,7 +114,8 @@ class TaskStream:
             await self._send(b":\n", patience)
 
     async def _send(self, body: bytes, patience: asyncio.Timeout, *, more: bool = True) -> None:
-        patience.reschedule(asyncio.get_running_loop().time() + self._send_timeout_s)
+        timeout_s = self._send_timeout_s if self._closing is None else CLOSE_TIMEOUT_S
+        patience.reschedule(asyncio.get_running_loop().time() + timeout_s)
         await self._asgi_send({"type": "http.response.body", "body": body, "more_body": more})
         patience.reschedule(None)
 
@@ -122,7 +131,3 @@ def read_position(scope: Scope, task_id: str) -> int | None:
     if task_id not in opening.after:
         raise InvalidRequest("invalid_positions", "The position is of another channel.", param="after")
     return opening.after[task_id]
-
-
-def _last(body: bytes) -> dict[str, object]:
-    return {"type": "http.response.body", "body": body}

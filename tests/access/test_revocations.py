@@ -170,30 +170,3 @@ async def test_what_is_known_goes_on_being_known(monkeypatch: pytest.MonkeyPatch
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
-
-
-async def test_who_is_let_in_late_is_dropped_by_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections are looked at again and again while anything is revoked, and not at all before."""
-    monkeypatch.setattr(revocations, "LOOK_S", 0.001)
-    register, drops = Away(), 0
-    again = asyncio.Event()
-
-    def drop() -> None:
-        nonlocal drops
-        drops += 1
-        if drops == 3:
-            again.set()
-
-    known_here = Revocations(register, drop)
-    watching = asyncio.create_task(known_here.watch())
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while register.looks < 3:  # noqa: ASYNC110  # it only counts
-                await asyncio.sleep(0.001)
-            assert drops == 0
-            await known_here.revoke(user="ann")
-            await again.wait()
-    finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching

@@ -11,7 +11,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from realtime.access.admission import Admission
+from realtime.access.principal import Principal
 from realtime.access.revocations import LOOK_S
+from realtime.connections import Connections
+from realtime.tasks.stream import TaskStream
 from tests.end_to_end import PATIENCE_S, Model, dialled, echo, frames_until_closed
 from tests.support.client import attached
 from tests.support.event_stream import connections_of, http_client, streaming
@@ -170,15 +174,61 @@ async def test_what_ran_for_the_last_connection_is_cancelled() -> None:
 
 
 async def test_who_is_let_in_meanwhile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection whose token was looked at before it was taken back, and which is open only after that."""
-    async with running_server(echo, auth_secret=SECRET) as server:
-        held = connections_of(server)
-        async with attached(server, headers=bearer("ann")) as early:
-            monkeypatch.setattr(held, "drop_revoked", lambda _covers: None)
-            await revoke(server, user="ann")
-            monkeypatch.undo()
-            async with asyncio.timeout(PATIENCE_S):
-                assert await early.until_closed() == 4401
+    """A token that is taken back between the look at it and the opening of its connection, whichever that is."""
+    admitted = Admission.connection
+
+    @asynccontextmanager
+    async def late(self: Admission, principal: Principal, name: str) -> AsyncIterator[None]:
+        await revoke(server, user="ann")
+        async with admitted(self, principal, name):
+            yield
+
+    async with running_server(echo, auth_secret=SECRET, tasks=(MODULE,)) as server:
+        async with attached(server, headers=bearer("ann")) as client:
+            await client.send("task.create", name="sleep", input={"seconds": 600})
+            task_id = (await client.until("task.created"))["task"]["id"]
+            session_id = client.session_id
+        monkeypatch.setattr(Admission, "connection", late)
+        async with dialled(server, {"session_id": session_id}, additional_headers=bearer("ann")) as socket:
+            [frame] = await frames_until_closed(socket)
+            assert (frame["error"]["code"], socket.close_code) == ("token_revoked", 4401)
+        async with http_client(base_url=server.url) as http:
+            for path in ("/events", f"/tasks/{task_id}/events"):
+                await newer()
+                answer = await http.get(f"/v1/sessions/{session_id}{path}", headers=bearer("ann"))
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "token_revoked")
+
+
+async def test_a_tasks_stream_that_stalls_is_let_go() -> None:
+    """Nobody waits until its client takes what it was sent before."""
+    async with running_server(echo, auth_secret=SECRET, tasks=(MODULE,), send_timeout_s=600) as server:
+        async with http_client(base_url=server.url) as http:
+            made = await http.post("/v1/tasks/write_numbers", json={"steps": 20_000_000}, headers=bearer("ann"))
+            head = f"GET {made.headers['location']}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            head += f"Authorization: {bearer('ann')['Authorization']}\r\n\r\n"
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+            try:
+                writer.write(head.encode())
+                held = connections_of(server)
+                async with asyncio.timeout(CLOSED_S):
+                    await reader.readuntil(b"task.started")
+                    while not stalls(held):  # noqa: ASYNC110  # nothing tells of it
+                        await asyncio.sleep(0.005)
+                    await revoke(server, user="ann")
+                    await held.empty()
+            finally:
+                writer.close()
+            await newer()
+            answer = await http.delete(made.headers["location"], headers=bearer("ann"))
+            assert answer.status_code == 202
+
+
+def stalls(held: Connections) -> bool:
+    """Whether a task's stream has waited for its client for a while."""
+    streams = [one for one in held._held if isinstance(one, TaskStream)]
+    loop = asyncio.get_running_loop()
+    deadlines = [one._patience.when() for one in streams if one._patience is not None]
+    return any(when is not None and when < loop.time() + 599.5 for when in deadlines)
 
 
 @pytest.mark.parametrize(
