@@ -401,8 +401,30 @@ async def test_a_response_of_an_instance_that_is_killed_is_charged_what_was_stor
             s.one.kill()
             end = await done(viewer, response_id)
         assert (end["status"], end["error"]["code"]) == ("failed", "instance_lost")
-        assert await s.accounts.nothing_held() == Balance(0, weight(end["usage"]), 0)
         assert weight(end["usage"])
+        async with asyncio.timeout(PATIENCE_S):  # what was held may have run out before it is charged
+            while await s.accounts.nothing_held() != Balance(0, weight(end["usage"]), 0):
+                await asyncio.sleep(POLL_S)
+
+
+async def test_a_response_whose_conversation_has_grown_too_dear_fails_and_costs_nothing() -> None:
+    """It waited meanwhile: what it needs more is held before the model is asked, or it is not asked."""
+    model = Model()
+    async with running_server(model, token_budget="10000/day") as server, attached(server) as client:
+        first = await client.respond()
+        turn = await model.turn()
+        second = await client.respond(multitask_strategy="enqueue")
+        turn.end("x" * 8000, Finish("end_turn", TokenCount(input_tokens=10, output_tokens=5)))
+        await done(client, first)
+        end = await done(client, second)
+        assert (end["status"], end["error"]["type"]) == ("failed", "budget_error")
+        assert (end["usage"]["total_tokens"], model.calls) == (0, 1)
+        async with asyncio.timeout(PATIENCE_S):
+            while server.holds > 1:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+        left = await server.engine._admission.till.left(ANONYMOUS)
+        assert left is not None
+        assert left.remaining == 10_000 - 15
 
 
 async def test_a_response_whose_command_is_cancelled_after_it_has_begun_is_charged() -> None:
