@@ -256,7 +256,7 @@ class Turn:
         request = await self._request_at_last()
         if self._is_decided():
             return
-        await self._purse.cover(request.most_tokens(self._turns.context_tokens))
+        await self._cover(request.most_tokens(self._turns.context_tokens))
         self._meter = Meter(request.estimated_tokens())
         for calls_left in reversed(range(MAX_MODEL_CALLS)):
             calls, finish = await self._call(request)
@@ -276,10 +276,18 @@ class Turn:
         """Whether the purse holds another model call, after what was used. Where it does not the answer ends so."""
         most = request.most_tokens(self._turns.context_tokens)
         try:
-            await self._purse.cover(weighted_tokens(self._meter.usage()) + most)
+            await self._cover(weighted_tokens(self._meter.usage()) + most)
         except BudgetError:
             self._decide(OUT_OF_BUDGET)
         return not self._is_decided()
+
+    async def _cover(self, tokens: int) -> None:
+        """Have the purse hold so much, however long the ledger takes to say so. Raises `BudgetError`."""
+        while True:
+            try:
+                return await self._purse.cover(tokens)
+            except StoreError:
+                await asyncio.sleep(RETRY_S)
 
     def _pay(self) -> None:
         """Settle what was used; whoever has claimed or ended the response elsewhere does that there."""

@@ -7,20 +7,25 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
 from msgspec import Struct
 
 from realtime.access.ledger import Balance
+from realtime.live import LiveSession
 from realtime.protocol import new_id
-from tests.end_to_end import refused
-from tests.support.accounts import LEASE_S, PATIENCE_S, POLL_S, Accounts, accounts, weight
+from realtime.responders.base import Finish, TokenCount
+from realtime.store.base import Snapshot
+from tests.end_to_end import Model, refused
+from tests.support.accounts import ANONYMOUS, LEASE_S, PATIENCE_S, POLL_S, Accounts, accounts, weight
 from tests.support.client import Client, Event, attached
 from tests.support.instance import Instance, instance
 from tests.support.model_server import ModelServer
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.scenarios import Gate, Paced, Scenario, Start, Stop, Text, ToolUse, Usage, answer, tool_calls
+from tests.support.server import running_server
 from tests.support.tool_tasks import MODULE
 from tests.support.worker import worker
 
@@ -396,8 +401,66 @@ async def test_a_response_of_an_instance_that_is_killed_is_charged_what_was_stor
             s.one.kill()
             end = await done(viewer, response_id)
         assert (end["status"], end["error"]["code"]) == ("failed", "instance_lost")
-        assert await s.accounts.nothing_held() == Balance(0, weight(end["usage"]), 0)
         assert weight(end["usage"])
+        async with asyncio.timeout(PATIENCE_S):  # what was held may have run out before it is charged
+            while await s.accounts.nothing_held() != Balance(0, weight(end["usage"]), 0):
+                await asyncio.sleep(POLL_S)
+
+
+async def test_a_response_whose_conversation_has_grown_too_dear_fails_and_costs_nothing() -> None:
+    """It waited meanwhile: what it needs more is held before the model is asked, or it is not asked."""
+    model = Model()
+    async with running_server(model, token_budget="10000/day") as server, attached(server) as client:
+        first = await client.respond()
+        turn = await model.turn()
+        second = await client.respond(multitask_strategy="enqueue")
+        turn.end("x" * 8000, Finish("end_turn", TokenCount(input_tokens=10, output_tokens=5)))
+        await done(client, first)
+        end = await done(client, second)
+        assert (end["status"], end["error"]["type"]) == ("failed", "budget_error")
+        assert (end["usage"]["total_tokens"], model.calls) == (0, 1)
+        async with asyncio.timeout(PATIENCE_S):
+            while server.holds > 1:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+        left = await server.engine._admission.till.left(ANONYMOUS)
+        assert left is not None
+        assert left.remaining == 10_000 - 15
+
+
+async def test_a_response_whose_command_is_cancelled_after_it_has_begun_is_charged() -> None:
+    """The connection is lost while its command still looks whether it may begin, and something else begins it."""
+    model, looking, may_look = Model(), asyncio.Event(), asyncio.Event()
+    refresh = LiveSession.refresh
+
+    async def first_hangs(live: LiveSession) -> Snapshot:
+        if not looking.is_set():
+            looking.set()
+            await may_look.wait()
+        return await refresh(live)
+
+    async with running_server(model, token_budget="10000/day") as server, attached(server) as viewer:
+        await viewer.respond()
+        running = await model.turn()
+        async with attached(server, viewer.session_id) as client:
+            with mock.patch.object(LiveSession, "refresh", first_hangs):
+                await client.send("response.create", input="go", multitask_strategy="enqueue")
+                await looking.wait()
+                running.end("hi")
+                queued = await model.turn()
+                client.reset()
+                await viewer.until("participant.left")
+            may_look.set()
+            assert server.holds == 3  # with the viewer's own connection
+            queued.end("hello", Finish("end_turn", TokenCount(input_tokens=30, output_tokens=3)))
+            await viewer.until("response.done", output_chars=5)
+            ends = [*viewer.transcript.done.values()]
+            async with asyncio.timeout(PATIENCE_S):
+                while server.holds > 1:  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+        left = await server.engine._admission.till.left(ANONYMOUS)
+        assert left is not None
+        assert len(ends) == 2
+        assert left.remaining == 10_000 - sum(weight(end["usage"]) for end in ends)
 
 
 async def test_a_call_of_an_instance_that_is_killed_is_free_after_the_lease() -> None:
