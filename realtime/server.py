@@ -20,6 +20,7 @@ from websockets.frames import CloseCode as WireCloseCode
 from websockets.frames import Frame
 
 from realtime import __version__
+from realtime.access.rates import Allowance, Rate
 from realtime.doorbell import Doorbell
 from realtime.drain import Drain
 from realtime.observe import logs
@@ -39,6 +40,12 @@ ABORT_S = 2.0
 """How long after its close frame a connection may linger: its client takes nothing, or does not answer."""
 MAX_FRAGMENTS = 1024
 """Frames that one message may come in: empty ones pass any limit on bytes."""
+MAX_AT_ONCE = 1024
+"""Messages that may wait: meanwhile no more is read from the network, but these may have come in one piece."""
+PINGS = Rate(100, 1.0)
+"""How many pings and pongs a client may send."""
+SLICE_BYTES = 4096
+"""How much is taken apart before one looks whether that was enough: frames can be as small as six bytes."""
 SEND_BUFFER_BYTES = 128 * 1024
 """The kernel's buffer per client; Linux doubles it. Without a limit it grows to megabytes for one that stalls."""
 KERNEL_MARGIN_S = 5.0
@@ -63,6 +70,10 @@ class Mailbox:
         """Add a message."""
         self._messages.append(message)
         self._doorbell.ring()
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return len(self._messages)
 
     def empty(self) -> bool:
         """Whether no message waits."""
@@ -118,6 +129,7 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self.queue = Mailbox()  # type: ignore[assignment]  # all of a queue that uvicorn uses
         self.writable = Gate()  # type: ignore[assignment]  # all of an event that it uses
+        self._pings: Allowance | None = None  # once there is one
 
     async def send(self, message: ASGISendEvent) -> None:
         """As uvicorn's, but a close waits for nobody, and what was needed for the handshake does not outlive it."""
@@ -131,17 +143,19 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True  # a refusal is an answer too, and no fault to be logged
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's, which lets a connection linger whose upgrade request the parser refused."""
-        super().data_received(data)
+        """As uvicorn's, which lets a connection linger whose upgrade request the parser refused; and a flood of small
+        frames is cut off before all that came with it is taken apart."""
+        for start in range(0, len(data), SLICE_BYTES):
+            super().data_received(data[start : start + SLICE_BYTES])
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             self.transport.close()
 
     def send_receive_event_to_app(self) -> None:
         """As uvicorn's, which logs a traceback for text that is not UTF-8."""
-        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
-            self.frames = []
-            self.conn.fail(WireCloseCode.INVALID_DATA)
-            self.handle_parser_exception()
+        if len(self.queue) >= MAX_AT_ONCE:  # type: ignore[arg-type]  # a mailbox
+            self._fail(WireCloseCode.POLICY_VIOLATION, "too many messages")
+        elif self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self._fail(WireCloseCode.INVALID_DATA)
         else:
             super().send_receive_event_to_app()
 
@@ -170,12 +184,36 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
 
     def handle_cont(self, event: Frame) -> None:
         """The next fragment of a message."""
-        if len(self.frames) >= MAX_FRAGMENTS and not self.close_sent:
-            self.conn.fail(WireCloseCode.MESSAGE_TOO_BIG, "too many fragments")
-            self.frames = []
-            self.handle_parser_exception()
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self._fail(WireCloseCode.MESSAGE_TOO_BIG, "too many fragments")
         if not self.close_sent:
             super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        """As uvicorn's, whose answers pile up where the client doesn't read them; only the last one counts, anyway."""
+        self._count_ping()
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
+
+    def handle_pong(self, event: Frame) -> None:
+        """As uvicorn's."""
+        self._count_ping()
+        super().handle_pong(event)
+
+    def _count_ping(self) -> None:
+        if self._pings is None:
+            self._pings = Allowance(PINGS)
+        if self._pings.take(self.loop.time()):
+            self._fail(WireCloseCode.POLICY_VIOLATION, "too many pings")
+
+    def _fail(self, code: WireCloseCode, reason: str = "") -> None:
+        """Close, for what the client did; what still comes of it is passed over."""
+        self.frames = []
+        if not self.close_sent:
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()
 
     def _refuse(self) -> None:
         """Answer an upgrade that comes too late. What the application has to say to it is not heard any more.

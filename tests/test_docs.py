@@ -432,6 +432,8 @@ def test_limits_agree() -> None:
         "a frame from the server": protocol.MAX_FRAME_BYTES,
         "a message from a client": defaults.max_message_bytes,
         "fragments of one message": server.MAX_FRAGMENTS,
+        "messages of one connection that come at once": server.MAX_AT_ONCE,
+        "pings and pongs of one connection": server.PINGS.limit,
         "malformed messages in a row": connection.MAX_MALFORMED,
         "messages in a row that come too soon": connection.MAX_REFUSED,
         "a token": verifiers.MAX_TOKEN_BYTES,

@@ -1,0 +1,287 @@
+"""Floods by one client: they end at limits that are told, cost bounded memory, and nobody else is refused anything.
+
+How much later others' tokens are meanwhile `python -m bench.floods` measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from realtime.connection import MAX_REFUSED
+from realtime.server import MAX_AT_ONCE, PINGS, SLICE_BYTES, StallProofProtocol
+from realtime.settings import Settings
+from tests.access.signing import SECRET, token
+from tests.end_to_end import PATIENCE_S, Model, echo
+from tests.faults.test_frames import CLOSE, PING, PONG, TEXT, RawSocket, frame, message, raw
+from tests.support.client import attached
+from tests.support.server import RunningServer, running_server
+
+DEFAULTS = Settings()
+LIMITS = {
+    name: getattr(DEFAULTS, name)
+    for name in (
+        "rate_responses",
+        "rate_oneshots",
+        "rate_tasks",
+        "rate_messages",
+        "max_responses_per_user",
+        "max_connections_per_user",
+        "max_connections_per_address",
+    )
+}
+"""The limits as they are shipped."""
+FLOOD = 100_000
+MAX_GROWTH_BYTES = 16 * 1024 * 1024
+BEARER = f"Authorization: Bearer {token(sub='flooder', exp=2**32)}\r\n"
+
+
+def resident_bytes() -> int:
+    """How much memory this process has, the clients in it too."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@asynccontextmanager
+async def flooded() -> AsyncIterator[RunningServer]:
+    """A server with the limits that it is shipped with, in which somebody else gets an answer token by token."""
+    model = Model()
+    async with running_server(model, auth_secret=SECRET, **LIMITS) as server:
+        async with attached(server, bearer=token(sub="other", exp=2**32)) as other:
+            response_id = await other.respond()
+            turn = await model.turn()
+            before = resident_bytes()
+            talking = asyncio.create_task(talk(turn.say))
+            try:
+                yield server
+            finally:
+                talking.cancel()
+                await asyncio.wait([talking])
+            grown = resident_bytes() - before
+            turn.end("end")
+            async with asyncio.timeout(PATIENCE_S):
+                done = await other.until("response.done")
+            assert done["status"] == "completed"
+            assert other.transcript.texts[response_id].endswith("end")
+            assert [event for event in other.transcript.events if event["type"] == "error"] == []
+            assert grown < MAX_GROWTH_BYTES, grown
+
+
+async def talk(say: Callable[[str], None]) -> None:
+    """Say something now and then."""
+    while True:
+        say("token ")
+        await asyncio.sleep(0.02)
+
+
+async def pour(client: RawSocket, one: bytes, *, at_once: int = 1000) -> int:
+    """Send a frame 100,000 times, or until the connection is cut; returns how often."""
+    block = one * at_once
+    for sent in range(0, FLOOD, at_once):
+        if client.reader.at_eof() or client.writer.transport.is_closing():
+            return sent
+        async with asyncio.timeout(PATIENCE_S):
+            await client.send(block)
+    return FLOOD
+
+
+async def ending(client: RawSocket) -> tuple[int | None, Counter[int]]:
+    """How a connection ends, and how many frames of which kind came before."""
+    opcodes: Counter[int] = Counter()
+    with suppress(ConnectionError, asyncio.IncompleteReadError):
+        while True:
+            opcode, payload = await client.frame()
+            opcodes[opcode] += 1
+            if opcode == CLOSE:
+                return int.from_bytes(payload[:2], "big"), opcodes
+    return None, opcodes
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_a_flood_of_pings_is_cut_off(opcode: int) -> None:
+    """Also of pongs; neither passes any limit on messages."""
+    async with flooded() as server, raw(server, headers=BEARER) as client:
+        await client.send(frame(opcode, b"x" * 125) * (5 * PINGS.limit))
+        code, opcodes = await ending(client)
+        assert code == 1008
+        assert opcodes[PONG] < 3 * PINGS.limit  # on a busy machine it takes a while until all have come
+    async with flooded() as server:
+        for _ in range(3):
+            async with raw(server, headers=BEARER) as client:
+                await pour(client, frame(opcode, b"x" * 125))
+
+
+async def test_pings_now_and_then_are_answered() -> None:
+    """As many as are allowed at once."""
+    async with flooded() as server, raw(server, headers=BEARER) as client:
+        await client.send(frame(PING, b"x") * (PINGS.limit // 2))
+        for _ in range(PINGS.limit // 2):
+            assert await client.frame() == (PONG, b"x")
+        await client.answers()
+
+
+async def test_pongs_that_nobody_reads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pings are allowed: uvicorn alone would keep an answer to each."""
+    monkeypatch.setattr("realtime.server.PINGS", type(PINGS)(10**9, 1.0))
+    async with flooded() as server, raw(server, headers=BEARER) as client:
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        assert await pour(client, frame(PING, b"x" * 125)) == FLOOD
+
+
+@pytest.mark.parametrize("text", [b"", b"nonsense", message("ping"), message("response.create", input="x" * 50)])
+async def test_a_flood_of_messages_is_told_and_cut_off(text: bytes) -> None:
+    """The messages that are allowed are answered, some more are refused with the time to wait, then it is over."""
+    async with flooded() as server, raw(server, headers=BEARER) as client:
+        await pour(client, frame(TEXT, text))
+        code, opcodes = await ending(client)
+        assert code in {1008, 4429, None}
+        assert opcodes[TEXT] <= 2 * (50 + MAX_REFUSED)
+
+
+async def test_messages_that_come_too_fast_are_told_when_to_come_again() -> None:
+    """Every one too many has its error, and the connection lives on."""
+    async with flooded() as server, raw(server, headers=BEARER) as client:
+        await client.send(frame(TEXT, message("ping")) * 120)
+        events = [await client.event() for _ in range(120)]
+        refused = [event["error"] for event in events if event["type"] == "error"]
+        assert len(refused) >= 120 - 2 * 50
+        assert {error["code"] for error in refused} == {"rate_limited"}
+        assert all(error["retry_after_ms"] > 0 and not error["fatal"] for error in refused)
+
+
+async def test_more_messages_at_once_than_anybody_sends_are_cut_off_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are six bytes each: what came with one read would be ten thousands of them."""
+    waiting: list[int] = []
+    received = StallProofProtocol.data_received
+
+    def watched(self: StallProofProtocol, data: bytes) -> None:
+        received(self, data)
+        waiting.append(len(self.queue))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StallProofProtocol, "data_received", watched)
+    async with flooded() as server, raw(server, headers=BEARER) as client:
+        await pour(client, frame(TEXT, b""), at_once=40_000)
+        assert (await ending(client))[0] in {1008, None}
+    assert max(waiting) <= MAX_AT_ONCE + 1
+    assert SLICE_BYTES // 6 < MAX_AT_ONCE
+
+
+async def responses(server: RunningServer) -> Counter[str]:
+    """Ask for many responses over one connection."""
+    seen: Counter[str] = Counter()
+    async with attached(server, bearer=token(sub="flooder")) as client:
+        for number in range(40):
+            await client.send("response.create", input="go", multitask_strategy="enqueue", event_id=str(number))
+            while (event := await client.receive())["type"] not in {"error", "response.created"}:
+                pass
+            seen[event["error"]["code"] if event["type"] == "error" else "made"] += 1
+            assert event["type"] != "error" or event["error"].get("retry_after_ms", 1) > 0
+    return seen
+
+
+async def sessions_with_responses(server: RunningServer) -> Counter[str]:
+    """Ask for a response in each of many sessions."""
+    seen: Counter[str] = Counter()
+    for _ in range(15):
+        async with attached(server, bearer=token(sub="flooder")) as client:
+            await client.send("response.create", input="go")
+            while (event := await client.receive())["type"] not in {"error", "response.created"}:
+                pass
+            seen[event["error"]["code"] if event["type"] == "error" else "made"] += 1
+    return seen
+
+
+async def posts(server: RunningServer, path: str, body: dict[str, Any]) -> Counter[str]:
+    """Post the same many times, all at once; nobody waits for an answer for long."""
+    headers = {"Authorization": f"Bearer {token(sub='flooder')}"}
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, trust_env=False, timeout=3) as client:
+        answers = await asyncio.gather(*(client.post(path, json=body) for _ in range(60)), return_exceptions=True)
+    seen: Counter[str] = Counter()
+    for answer in answers:
+        if isinstance(answer, httpx.Response) and answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            seen[answer.json()["error"]["code"]] += 1
+        else:
+            assert isinstance(answer, httpx.TimeoutException) or getattr(answer, "status_code", 0) == 202, answer
+            seen["made"] += 1
+    return seen
+
+
+async def prompts(server: RunningServer) -> Counter[str]:
+    """One-shot calls."""
+    return await posts(server, "/v1/complete", {"prompt": "go"})
+
+
+async def tasks(server: RunningServer) -> Counter[str]:
+    """Background tasks."""
+    return await posts(server, "/v1/tasks/analyse", {"text": "go"})
+
+
+async def connects(server: RunningServer) -> Counter[str]:
+    """Connections, all of them kept."""
+    seen: Counter[str] = Counter()
+    sockets = []
+    try:
+        for _ in range(60):
+            headers = {"Authorization": f"Bearer {token(sub='flooder')}"}
+            socket = await connect(server.ws_url, additional_headers=headers, compression=None, proxy=None)
+            sockets.append(socket)
+            first = json.loads(await socket.recv())
+            seen[first["error"]["code"] if first["type"] == "error" else "made"] += 1
+            if first["type"] == "error":
+                with suppress(ConnectionClosed):
+                    await socket.recv()
+                assert socket.close_code == 4429
+    finally:
+        for socket in sockets:
+            await socket.close()
+    return seen
+
+
+Flood = Callable[[RunningServer], Awaitable[Counter[str]]]
+
+
+@pytest.mark.parametrize(
+    ("flood", "most", "code"),
+    [
+        (responses, 4, {"rate_limited", "too_many_responses_at_once"}),
+        (sessions_with_responses, 10, {"rate_limited", "too_many_responses_at_once"}),
+        (prompts, 30, {"rate_limited", "too_many_responses_at_once"}),
+        (tasks, 30, {"rate_limited"}),
+        (connects, 20, {"too_many_connections"}),
+    ],
+)
+async def test_what_costs_is_limited(flood: Flood, most: int, code: set[str]) -> None:
+    """No more is made than the limit allows; all else is told why not, and when to try again."""
+    async with flooded() as server:
+        async with asyncio.timeout(60):
+            seen = await flood(server)
+    assert 0 < seen.pop("made") <= most, seen
+    assert seen
+    assert set(seen) <= code
+
+
+async def test_many_connects_one_after_the_other_leave_nothing() -> None:
+    """A client that comes and goes again and again."""
+    async with flooded() as server:
+        for _ in range(200):
+            async with raw(server, headers=BEARER):
+                pass
+
+
+async def test_the_control_without_limits_everything_is_made() -> None:
+    """The limits that tests usually have let all of a flood pass."""
+    async with running_server(echo, auth_secret=SECRET) as server:
+        assert (await responses(server))["made"] == 40
+        assert (await connects(server))["made"] == 60
