@@ -10,6 +10,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from realtime.store.redis import RedisStore
+from tests.support.redis_server import patient_calls
 
 AGE = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -40,6 +41,7 @@ def running(service: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
 async def redis_store(ports: list[int], **settings: Any) -> AsyncIterator[Opened]:
     """A store in the Redis, or the cluster, that listens on `ports`, which is empty; and the passing of seconds."""
     async with AsyncExitStack() as stack:
+        stack.enter_context(patient_calls())
         nodes = [await stack.enter_async_context(Redis(port=port)) for port in ports]
 
         async def advance(seconds: float) -> None:
