@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from realtime.store.redis import RedisStore
 from tests.support.redis_access import PASSWORD, USER, restrict
-from tests.support.redis_server import redis_cluster, redis_server
+from tests.support.redis_server import patient_calls, redis_cluster, redis_server
 
 AGE = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -60,6 +60,7 @@ async def redis_store(ports: list[int], **settings: Any) -> AsyncIterator[Opened
     """A store in the Redis, or the cluster, that listens on `ports`, which is empty; and the passing of seconds. The
     store's user may do what the operations page says, and no more."""
     async with AsyncExitStack() as stack:
+        stack.enter_context(patient_calls())
         nodes = [await stack.enter_async_context(Redis(port=port)) for port in ports]
 
         async def advance(seconds: float) -> None:

@@ -113,7 +113,7 @@ async def test_deltas_are_spaced_where_asked_for() -> None:
     model = Model()
     async with running_server(model) as server, attached(server) as client:
         url = events_url(server, client.session_id)
-        async with streaming(url, delta_interval_ms=100) as stream:
+        async with streaming(url, delta_interval_ms=1000) as stream:
             await client.respond()
             turn = await model.turn()
             turn.say("a")

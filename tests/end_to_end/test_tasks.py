@@ -508,21 +508,21 @@ async def test_task_outlives_its_session_s_short_life() -> None:
     """A session that nobody uses is kept for its tasks, while they work and for as long as their time says."""
     work = Task()
     async with (
-        viewing(work, session_ttl_s=0.3, task_ttl_s=60.0) as (server, client),
+        viewing(work, session_ttl_s=2.0, task_ttl_s=60.0) as (server, client),
         http_client(base_url=server.url) as http,
     ):
         await create(client)
         await work.begun.wait()
         client.reset()
         await client.socket.wait_closed()
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(3.0)
         work.end("kept")
 
         async def is_over() -> bool:
             return await server.engine.store.tracked() == 0
 
         await eventually(is_over)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(3.0)
         answer = await http.get(f"/v1/sessions/{client.session_id}/tasks/t1")
         assert (answer.status_code, answer.json()["result"]) == (200, "kept")
 

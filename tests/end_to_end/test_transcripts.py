@@ -154,7 +154,8 @@ async def test_all_transcripts_are_what_the_model_sent() -> None:
     stories = [Story(number) for number in range(SESSIONS)]
     async with ModelServer() as model:
         model.scenarios.update({story.model: story.scenario for story in stories})
-        async with running_server(AnthropicResponder(base_url=model.url, api_key="test")) as server:
+        responder = AnthropicResponder(base_url=model.url, api_key="test")
+        async with running_server(responder, send_timeout_s=100, ping_interval_s=100) as server:
             async with asyncio.timeout(PATIENCE_S):
                 connections = await asyncio.gather(*(tell(server, story) for story in stories))
         assert sum(connections) > SESSIONS  # the cut readers were cut

@@ -18,7 +18,7 @@ STREAMING = 100
 AT_ONCE = 100
 """Connections that the test opens at a time before the storm."""
 JITTER_S = 2.0
-BACK_S = 10.0
+BACK_S = 30.0
 PATIENCE_S = 30.0
 INTERVAL_MS = 200
 

@@ -30,7 +30,7 @@ from tests.end_to_end import PATIENCE_S, Model, Turn, echo, settled
 from tests.support.client import Client, Transcript, attached
 from tests.support.ears import Ears
 from tests.support.ports import free_port
-from tests.support.redis_server import RedisServer, redis_server
+from tests.support.redis_server import RedisServer, patient_calls, redis_server
 from tests.support.server import RunningServer, running_server
 from tests.support.tcp_proxy import ProxyConnection, TcpProxy
 
@@ -47,7 +47,7 @@ SLACK_S = 1.4
 JOINS = 2000
 NAIVE_JOINS = 500
 TOGETHER = 100
-"""At once: a call of the store that waits for 1.5 s fails, on a busy machine too."""
+"""At once."""
 MARKED = 40
 CANARY_ROUNDS = 6
 
@@ -310,8 +310,9 @@ async def sees_the_end_naively(store: RedisStore, session_id: str, chance: rando
 @asynccontextmanager
 async def two_stores(redis: RedisServer) -> AsyncIterator[tuple[RedisStore, RedisStore]]:
     """Two instances' ways to one Redis."""
-    async with RedisStore(redis.url) as one, RedisStore(redis.url) as two:
-        yield one, two
+    with patient_calls():
+        async with RedisStore(redis.url) as one, RedisStore(redis.url) as two:
+            yield one, two
 
 
 async def some_sessions(store: RedisStore, numbers: Iterator[int], count: int) -> list[str]:

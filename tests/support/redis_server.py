@@ -14,10 +14,11 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 from redis.asyncio import Redis
@@ -25,6 +26,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from realtime.store import redis_bus, redis_calls
+from realtime.tasks import saq_queue
 from tests.support.ports import free_port
 from tests.support.programs import bound, program
 
@@ -211,6 +214,18 @@ async def redis_cluster(**options: Any) -> AsyncIterator[RedisCluster]:
         await cluster._join()
         await cluster.ready()
         yield cluster
+
+
+@contextmanager
+def patient_calls() -> Iterator[None]:
+    """Calls of stores and queues that begin within the block wait for as long as a busy machine takes: else 1.5 s.
+
+    For tests that ask for much at once, of a Redis that lives.
+    """
+    with ExitStack() as stack:
+        for module in (redis_bus, redis_calls, saq_queue):
+            stack.enter_context(mock.patch.object(module, "TIMEOUT_S", COMMAND_S))
+        yield
 
 
 def _flags(options: dict[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -16,10 +16,17 @@ from realtime.store.redis_calls import TIMEOUT_S
 from realtime.tasks.saq_queue import SaqQueue
 from tests.support.ports import free_port
 from tests.support.queue_worker import PATIENCE_S, POLL_S, TTL_S, Work, definition, forgotten, working
-from tests.support.redis_server import RedisServer, redis_server
+from tests.support.redis_server import RedisServer, patient_calls, redis_server
 
 LEASE_S = 10.0
 JOBS = 2000
+
+
+@pytest.fixture
+def patient() -> Iterator[None]:
+    """Much is asked for at once: what has to answer soon may answer late."""
+    with patient_calls():
+        yield
 
 
 @pytest.fixture
@@ -142,6 +149,7 @@ async def test_a_task_that_no_worker_knows_waits_for_one_that_does(redis: RedisS
             await work.until("ended", "strange")
 
 
+@pytest.mark.usefixtures("patient")
 async def test_two_thousand_tasks_each_once(redis: RedisServer, work: Work) -> None:
     work.may_end.set()
     async with queue_at(redis, "a", "b", slots=4) as one, queue_at(redis, "a", "b", slots=4) as other:
@@ -275,6 +283,7 @@ async def test_nothing_is_left_open(redis: RedisServer, work: Work) -> None:
             await asyncio.sleep(POLL_S)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_few_connections_however_many_slots(redis: RedisServer, work: Work) -> None:
     async with queue_at(redis, "a", "b", slots=100) as queue, working(queue, work):
         await asyncio.gather(*[queue.submit(task(f"t{number}", "ab"[number % 2])) for number in range(300)])
