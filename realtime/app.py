@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -225,6 +225,8 @@ async def _lifespan(site: _Site, worker: Worker | None) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(entered(parts, site.settings))
         await stack.enter_async_context(engine)
+        with suppress(StoreError):  # then it is asked again and again
+            await site.revocations.look()
         for work in _work(site):
             engine.spawn(work)
         if worker is not None:

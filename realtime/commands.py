@@ -17,7 +17,7 @@ from realtime.access.principal import Principal
 from realtime.access.rules import permit
 from realtime.access.till import Purse
 from realtime.conversation import Message, messages
-from realtime.errors import ConflictError, RealtimeError, StoreError, Unavailable
+from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
 from realtime.live import RETRY_S, LiveSession
 from realtime.protocol import (
     CONTROL_CHANNEL,
@@ -189,7 +189,9 @@ class Commands:
                 await live.refresh()
             except CommandSeen:
                 continue
-            except (StoreError, asyncio.CancelledError):
+            except (NotFound, ConflictError):
+                raise  # the store has refused it
+            except BaseException:
                 ticket.drop()  # it may have been carried out
                 raise
             else:

@@ -63,7 +63,7 @@ class Revocations:
         """Revoke every token of a user, or every right to look at a session, that was given before now. Raises
         `StoreError`."""
         await self._register.add(_user(user or "") if session_id is None else _session(session_id))
-        await self._look()
+        await self.look()
 
     def check(self, principal: Principal, session_id: str | None) -> None:
         """Raise `AuthenticationError` if the principal's token counts no more, for that session if there is one."""
@@ -83,14 +83,15 @@ class Revocations:
         """Ask for new revocations, for ever."""
         while True:
             try:
-                await self._look()
+                await self.look()
             except StoreError:
                 pass  # what is known goes on being known
             except Exception as error:  # whatever it is, the next look has to come
                 logs.report(error)
             await asyncio.sleep(LOOK_S)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Ask for new revocations. Raises `StoreError`."""
         before, self._revoked = self._revoked, await self._register.all()
         if self._revoked != before:
             self._changed()

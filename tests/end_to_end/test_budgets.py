@@ -403,7 +403,7 @@ async def test_a_response_of_an_instance_that_is_killed_is_charged_what_was_stor
         assert (end["status"], end["error"]["code"]) == ("failed", "instance_lost")
         assert weight(end["usage"])
         async with asyncio.timeout(PATIENCE_S):  # what was held may have run out before it is charged
-            while await s.accounts.nothing_held() != Balance(0, weight(end["usage"]), 0):
+            while await s.accounts.nothing_held() != Balance(0, weight(end["usage"]), 0):  # noqa: ASYNC110  # as said
                 await asyncio.sleep(POLL_S)
 
 
@@ -422,7 +422,7 @@ async def test_a_response_whose_conversation_has_grown_too_dear_fails_and_costs_
         async with asyncio.timeout(PATIENCE_S):
             while server.holds > 1:  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
-        left = await server.engine._admission.till.left(ANONYMOUS)
+        left = await server.engine.commands._admission.till.left(ANONYMOUS)
         assert left is not None
         assert left.remaining == 10_000 - 15
 
@@ -457,7 +457,7 @@ async def test_a_response_whose_command_is_cancelled_after_it_has_begun_is_charg
             async with asyncio.timeout(PATIENCE_S):
                 while server.holds > 1:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
-        left = await server.engine._admission.till.left(ANONYMOUS)
+        left = await server.engine.commands._admission.till.left(ANONYMOUS)
         assert left is not None
         assert len(ends) == 2
         assert left.remaining == 10_000 - sum(weight(end["usage"]) for end in ends)

@@ -54,7 +54,7 @@ BODIES: dict[str, list[Any]] = {
     ],
     "/v1/stream": [{"prompt": CANARY}, {"messages": [{"role": "user", "content": f"{CANARY}\r\n\x00"}]}],
     "/v1/auth/cookie": [{}],
-    "/v1/admin/revoke": [{"user": CANARY}, {"session_id": CANARY}],
+    "/v1/admin/revoke": [{"user": "somebody"}, {"session_id": CANARY}],
 }
 LINES = (
     f"GET /v1/sessions/{SESSION}?after=session:1",
