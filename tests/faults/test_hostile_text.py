@@ -1,4 +1,4 @@
-"""Text that is made to be more than text: line ends in what is logged, addresses made up, keys twice, half characters."""
+"""Text that is made to be more than text: line ends in logs, made-up addresses, keys twice, half characters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_nothing_that_is_logged_can_begin_a_line() -> None:
         good = b"Authorization: Bearer " + token(sub="anna", scope="session admin").encode()
         for text in BREAKS:
             odd = quote(f"x{text}{INJECTED}")
-            evil = f"x{text.replace(chr(0), '').strip(chr(13) + chr(10))}{INJECTED}".encode()
+            evil = INJECTED.encode() if text.isascii() else text.encode()  # others are no header
             sub = b"Authorization: Bearer " + handmade_claims(sub=f"x{text}{INJECTED}").encode()
             headers = (b"User-Agent: " + evil, b"X-Forwarded-For: " + evil, b"Idempotency-Key: " + evil)
             length = b"Content-Length: %d" % len(BODY)
@@ -49,7 +49,7 @@ async def test_nothing_that_is_logged_can_begin_a_line() -> None:
         async with asyncio.timeout(20):
             await one.logged('"session": "last"')
         records = lines_of(one.log)
-    assert len(records) > 6 * len(BREAKS)
+    assert len(records) >= 6 * len(BREAKS) + 2
     assert INJECTED not in "\n".join(one.log)
     assert "injected" not in {record["event"] for record in records}
     assert {record["user"] for record in records if "user" in record} == {"anna", None}
@@ -62,15 +62,18 @@ async def test_the_control_line_ends_get_through_to_the_server() -> None:
         assert (answer.status, answer.code) == (404, "session_not_found")
 
 
-@pytest.mark.parametrize(
-    "made_up", ["8.8.8.8", "unknown", "8.8.8.8, 9.9.9.9", "x\x0b1", "::1", "10.0.0.1:80", "a" * 999]
-)
-async def test_an_address_that_is_made_up_is_not_told(made_up: str) -> None:
+async def test_an_address_that_is_made_up_is_not_told() -> None:
     """Whoever is no trusted proxy is known by their own address, whatever they say."""
+    made_up = ("8.8.8.8", "unknown", "8.8.8.8, 9.9.9.9", "::1", "10.0.0.1:80", "a" * 999, "\u2028")
     async with instance(log_format="json", trusted_proxies="192.0.2.1") as one:
-        await ask(one.port, "GET /v1/sessions/nobody", b"X-Forwarded-For: " + made_up.encode())
-        await one.logged("session_not_found")
-        assert {record["address"] for record in lines_of(one.log) if "address" in record} == {"127.0.0.1"}
+        for address in made_up:
+            answer = await ask(one.port, "GET /v1/sessions/nobody", b"X-Forwarded-For: " + address.encode())
+            assert answer.status == 404
+        await ask(one.port, "POST /v1/admin/revoke")
+        async with asyncio.timeout(20):
+            await one.logged("admin.revoke")
+        records = [record for record in lines_of(one.log) if "address" in record]
+    assert [record["address"] for record in records] == ["127.0.0.1"] * (len(made_up) + 1)
 
 
 async def test_keys_that_stand_twice_are_one_message() -> None:
