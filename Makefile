@@ -69,6 +69,7 @@ bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 	$(BIN)/python -m bench.attach
 	$(BIN)/python -m bench.storm
 	$(BIN)/python -m bench.offload
+	$(BIN)/python -m bench.floods
 	$(BIN)/python -m bench.tasks
 
 pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows

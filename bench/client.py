@@ -20,10 +20,13 @@ SHORT, LONG = 126, 127
 
 
 class Client:
-    """One connection to ws://127.0.0.1:port/path. Raises OSError when the server refuses, ends or stalls."""
+    """One connection to ws://127.0.0.1:port/path, from the address `source`.
 
-    def __init__(self, port: int, path: str) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+    Raises OSError when the server refuses, ends or stalls.
+    """
+
+    def __init__(self, port: int, path: str, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S, (source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.received = b""
         request = (
