@@ -173,7 +173,7 @@ async def test_readers_see_every_answer_whole_while_all_instances_are_replaced()
             for reader in readers:
                 reader.stopping = True
         for gone in fleet.gone:
-            assert gone.log[1:] == []
+            assert gone.notes == []
         transcripts = [await stored(proxy, reader.session_id or "") for reader in readers]
     for reader, transcript in zip(readers, transcripts, strict=True):
         assert reader.transcript.texts == transcript.texts

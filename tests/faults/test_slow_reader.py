@@ -27,6 +27,7 @@ from realtime.responders.base import Request, ResponderEvent
 from realtime.server import listen, make_server
 from realtime.settings import Settings
 from tests.support.client import attached
+from tests.support.limits import GENEROUS
 from tests.support.server import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,7 +198,7 @@ async def test_its_response_is_not_cancelled_by_that_at_once(send_timeout_s: flo
 @asynccontextmanager
 async def serving(flood: Flood, *, plain: bool) -> AsyncIterator[tuple[RunningServer, uvicorn.Server]]:
     """The application under our server, or (`plain`) under uvicorn as it is."""
-    settings = Settings(port=0, send_timeout_s=SEND_TIMEOUT_S, drain_s=1)
+    settings = Settings(port=0, send_timeout_s=SEND_TIMEOUT_S, drain_s=1, **GENEROUS)
     app = create_app(flood, settings)
     if plain:
         config = uvicorn.Config(app, ws=WebSocketsSansIOProtocol, log_config=None, timeout_graceful_shutdown=1)
@@ -293,7 +294,7 @@ def resident_bytes(pid: int, field: str) -> int:
 
 def main(letter: str) -> None:
     """Serve a flood of one letter."""
-    settings = Settings(port=0, send_timeout_s=SEND_TIMEOUT_S, max_session_bytes=100_000_000, drain_s=1)
+    settings = Settings(port=0, send_timeout_s=SEND_TIMEOUT_S, max_session_bytes=100_000_000, drain_s=1, **GENEROUS)
     logs.configure("json", "info")
     listener = listen(settings)
     print(listener.getsockname()[1], flush=True)

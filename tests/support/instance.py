@@ -52,6 +52,11 @@ class Instance:
         """The WebSocket endpoint."""
         return f"ws://127.0.0.1:{self.port}/v1/realtime"
 
+    @property
+    def notes(self) -> list[str]:
+        """What it has written beside where it listens and who came."""
+        return [line for line in self.log[1:] if "realtime.audit" not in line]
+
     def kill(self) -> None:
         """SIGKILL, also to one that is paused. Idempotent."""
         self._signal(signal.SIGKILL)
