@@ -379,7 +379,9 @@ def stalling_client(port: int) -> Iterator[socket.socket]:
 
 def frame(opcode: int, payload: bytes) -> bytes:
     """A client's frame, its mask all zeros."""
-    return bytes([0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + length + bytes(4) + payload
 
 
 async def test_a_signal_ends_it_although_a_client_takes_nothing() -> None:
@@ -387,7 +389,8 @@ async def test_a_signal_ends_it_although_a_client_takes_nothing() -> None:
     async with serving(REALTIME_DRAIN_S="1", REALTIME_SEND_TIMEOUT_S="60", **NO_LIMITS) as server:
         with stalling_client(int(server.url.rpartition(":")[2])) as client:
             loop = asyncio.get_running_loop()
-            pings = frame(0x1, json.dumps({"type": "ping", "event_id": "e" * 60}).encode()) * 500
+            ping = json.dumps({"type": "ping", "event_id": "e" * 60}).encode()
+            pings = frame(0x1, ping + b" " * 1000) * 50  # not too many at once, which would be cut off
             try:
                 async with asyncio.timeout(3):
                     while True:  # until the server reads no more, because nobody takes its answers
