@@ -37,7 +37,9 @@ from realtime.viewers import SERVER_ENDED_FLOOR_S
 MAX_MALFORMED = 100
 """Malformed messages in a row until a connection is closed."""
 MAX_REFUSED = 100
-"""Messages in a row that came too soon, until a connection is closed."""
+"""Messages that came too soon, without a pause in which all of the allowance came back, until a connection is closed."""
+THROTTLE_S = 0.02
+"""How long nothing is read, at the most, after a message that came too soon."""
 LAST_COMMANDS_S = 1.0
 """How long commands that came before a disconnect may take."""
 SERVER_CODES = frozenset({1001, 1012})
@@ -143,10 +145,12 @@ class Connection:
             await self._dispatch(frame, inbox)
 
     async def _dispatch(self, frame: str | bytes, inbox: Inbox) -> None:
-        if wait_s := self._allowance.take(asyncio.get_running_loop().time()):
+        now = asyncio.get_running_loop().time()
+        if self._allowance.full_at <= now:  # it has calmed down
+            self._refused = 0
+        if wait_s := self._allowance.take(now):
             await self._refuse(frame, wait_s)
             return
-        self._refused = 0
         try:
             message = decode(self._opening.codec, frame)
         except InvalidRequest as error:
@@ -163,7 +167,10 @@ class Connection:
             await inbox.put(message)
 
     async def _refuse(self, frame: str | bytes, wait_s: float) -> None:
-        """There are too many messages: this one is not looked at, and after too many of these the connection ends."""
+        """There are too many messages: this one is not looked at, and after too many of these the connection ends.
+
+        Nothing is read for a moment after it: who floods is slowed down, and costs next to nothing.
+        """
         self._refused += 1
         metrics.LIMITS_HIT.labels("messages").inc()
         retry_after_ms = max(1, round(wait_s * 1000))
@@ -172,6 +179,7 @@ class Connection:
         if self._refused > MAX_REFUSED:
             raise Closing.told(error)
         await self.feed.reply(error.as_message(event_id=event_id_of(self._opening.codec, frame)))
+        await asyncio.sleep(min(wait_s, THROTTLE_S))
 
     def _tell_unread(self, error: RealtimeError) -> None:
         """Tell in the audit log of a message of which nobody knows what it asks for."""

@@ -435,7 +435,7 @@ def test_limits_agree() -> None:
         "messages of one connection that come at once": server.MAX_AT_ONCE,
         "pings and pongs of one connection": server.PINGS.limit,
         "malformed messages in a row": connection.MAX_MALFORMED,
-        "messages in a row that come too soon": connection.MAX_REFUSED,
+        "messages that come too soon, without a pause": connection.MAX_REFUSED,
         "a token": verifiers.MAX_TOKEN_BYTES,
         "commands of one connection that wait": inbox.MAX_WAITING,
         "unfinished responses and tasks of a session": protocol.MAX_UNFINISHED_CHANNELS,
@@ -460,7 +460,7 @@ def test_limits_agree() -> None:
     assert {name: int(figure) for name, figure in figures.items()} == expected
     rates = {name: row["default"].strip("`") for name, row in table(PROTOCOL, "Rates and budgets", "rate").items()}
     assert rates == {name: getattr(defaults, f"rate_{name}") for name in admission_rates()}
-    assert f"after {connection.MAX_REFUSED} of them in a row" in PROTOCOL
+    assert f"after {connection.MAX_REFUSED} of them without a pause" in PROTOCOL
     assert f"{protocol.MAX_FRAME_CHARS} characters" in PROTOCOL
     assert f"up to {outcome.MAX_INLINE_BYTES} bytes" in table(PROTOCOL, "`task.done`", "field")["result"]["meaning"]
     assert (
