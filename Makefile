@@ -37,7 +37,7 @@ test: .venv/dev.stamp ## everything that CI checks (ARGS go to pytest)
 	$(call step,mypy,$(BIN)/mypy)
 	$(call step,javascript,scripts/check-javascript)
 	@printf '\n== pytest\n'
-	@exec $(BIN)/python -m pytest --numprocesses 3 --dist worksteal $(ARGS)
+	@exec scripts/run-tests $(ARGS)
 
 test-pure: .venv/dev.stamp ## the tests that start nothing (seconds; ARGS go to pytest)
 	@exec $(BIN)/python -m pytest $(PURE_TESTS) $(ARGS)

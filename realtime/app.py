@@ -80,6 +80,7 @@ def create_app(
         site.limits,
         site.door,
         site.admission,
+        site.connections,
         max_body_bytes=settings.max_body_bytes,
         send_timeout_s=settings.send_timeout_s,
     )

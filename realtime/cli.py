@@ -60,7 +60,7 @@ def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool, fd: 
         logs.warning("unknown setting", name=name)
     if workers > 1:
         return _keep_workers(settings, workers)
-    run(app, settings)
+    run(app, settings, insecure_no_auth=insecure_no_auth)
     return 0
 
 

@@ -37,7 +37,7 @@ from realtime.viewers import SERVER_ENDED_FLOOR_S
 MAX_MALFORMED = 100
 """Malformed messages in a row until a connection is closed."""
 MAX_REFUSED = 100
-"""Messages that came too soon, without a pause in which all of the allowance came back, until a connection is closed."""
+"""Messages that came too soon, without a pause that gives all of the allowance back, until a connection is closed."""
 THROTTLE_S = 0.02
 """How long nothing is read, at the most, after a message that came too soon."""
 LAST_COMMANDS_S = 1.0

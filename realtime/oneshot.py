@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -15,14 +16,16 @@ from starlette.types import Receive, Scope, Send
 from realtime.access.admission import Admission
 from realtime.access.audit import Access
 from realtime.access.door import Action, Door
-from realtime.access.principal import ONESHOT
+from realtime.access.principal import ONESHOT, Principal
 from realtime.call import Call, ModelSettings
+from realtime.connections import Connections
 from realtime.conversation import Message, estimate_tokens, fit
 from realtime.decoding import invalid
 from realtime.errors import InvalidRequest, RealtimeError, ServerError, Unavailable
+from realtime.feed import Closing
 from realtime.http import STREAM_HEADERS, one_line, read_body, send_error, send_json, while_connected
 from realtime.observe import logs
-from realtime.protocol import Role, Tokens, Usage
+from realtime.protocol import Role, SessionGoingAway, Tokens, Usage
 from realtime.responders.base import Request
 from realtime.session import Limits
 
@@ -66,11 +69,17 @@ class _Done(Struct):
 
 
 class _Turn:
-    """One answer that may be ended from outside; `over` is set once the client was told all of it."""
+    """One answer that may be ended from outside; `over` is set once the client was told all of it. A `Held` connection:
+    whose token counts no more is told no more."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, principal: Principal) -> None:
         self.call = call
         self.over = asyncio.Event()
+        self.principal = principal
+        self.session_id = None
+        self.name = "oneshot"
+        self.is_warned = True  # there is no word for that
+        self.sending_since = math.inf  # it lets go of a client that stalls by itself
         self._running: asyncio.Timeout | None = None
         self._error: RealtimeError | None = None
 
@@ -79,6 +88,16 @@ class _Turn:
         if self._error is None and self._running is not None:
             self._running.reschedule(0)
         self._error = self._error or error
+
+    def warn(self) -> None:
+        """Nobody is warned here."""
+
+    def send_away(self, _message: SessionGoingAway) -> None:
+        """It is waited for."""
+
+    def drop(self, closing: Closing) -> None:
+        """End it with the closing's error."""
+        self.end(closing.error or ServerError("internal_error", "Something went wrong here."))
 
     @asynccontextmanager
     async def endable(self) -> AsyncIterator[None]:
@@ -108,6 +127,7 @@ class OneShots:
         limits: Limits,
         door: Door,
         admission: Admission,
+        connections: Connections,
         *,
         max_body_bytes: int,
         send_timeout_s: float,
@@ -115,6 +135,7 @@ class OneShots:
         self._model = model
         self._door = door
         self._admission = admission
+        self._connections = connections
         self._limits = limits
         self._max_body_bytes = max_body_bytes
         self._send_timeout_s = send_timeout_s
@@ -154,11 +175,11 @@ class OneShots:
         most = request.most_tokens(self._model.context_tokens)
         admitted = await self._admission.oneshot(access.principal, most)
         access.limits = admitted.limits
-        turn = _Turn(Call(request, self._model, admitted.purse))
+        turn = _Turn(Call(request, self._model, admitted.purse), access.principal)
         try:
             self._check_open()  # nobody waits for a call that begins now
-            access.tell()
-            with self._run(turn):
+            with self._connections.holding(turn), self._run(turn):
+                access.tell()
                 await while_connected(receive, tell(turn, send))
         finally:
             turn.call.settle()  # if it never came to a call, or that does not stop

@@ -433,12 +433,13 @@ class ItemTruncated(ChannelEvent, kw_only=True, frozen=True, tag="conversation.i
 
 class Bill(Struct, kw_only=True, frozen=True):
     """Who pays for a response: whose limits and budget count, under which id it is held there, how many tokens were
-    reserved, and when, in seconds since the epoch."""
+    reserved, when, in seconds since the epoch, and whether the model may make `tasks` for them."""
 
     payer: str
     hold_id: str
     tokens: int
     made_at: float
+    tasks: bool = True
 
 
 class ResponseCreated(ChannelEvent, kw_only=True, frozen=True, tag="response.created"):

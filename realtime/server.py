@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import socket
 import sys
@@ -21,6 +22,7 @@ from websockets.frames import Frame
 
 from realtime import __version__
 from realtime.access.rates import Allowance, Rate
+from realtime.check import check_reach
 from realtime.doorbell import Doorbell
 from realtime.drain import Drain
 from realtime.observe import logs
@@ -367,8 +369,16 @@ class OnlyServer(Server):
         say_where(listener)
 
 
-def run(app: ASGIApp, settings: Settings) -> None:
-    """Serve `app` until the process is asked to stop. Raises `SettingsError` where it can't listen."""
+def run(app: ASGIApp, settings: Settings, *, insecure_no_auth: bool = False) -> None:
+    """Serve `app` until the process is asked to stop. It logs as the settings say, unless logging was set up before.
+
+    Raises `SettingsError` where it can't listen, and unless `insecure_no_auth` for an address that others can reach
+    where nobody has to show a token.
+    """
+    if not insecure_no_auth:
+        check_reach(settings)
+    if not logging.getLogger().handlers:
+        logs.configure(settings.log_format, settings.log_level)
     make_server(app, settings, OnlyServer).run(sockets=[open_listener(settings)])
 
 

@@ -341,6 +341,11 @@ class Turn:
         fitting = fit(request.messages, room_tokens=room, truncation=self._turns.truncation)
         return msgspec.structs.replace(request, messages=fitting)
 
+    def _request_of(self, settings: Session, conversation: Sequence[Message]) -> Request:
+        request = request_of(settings, conversation, self._turns.tools, response_id=self._response.id)
+        may_make_tasks = self._response.bill is None or self._response.bill.tasks
+        return request if may_make_tasks else msgspec.structs.replace(request, tools=())
+
     def _is_decided(self) -> bool:
         return self._end is not None
 
@@ -388,7 +393,7 @@ class Turn:
     async def _request(self) -> Request:
         settings = self._live.state.settings_of(self._response)
         conversation = messages(self._live.state, await answers(self._live), upto=self._response)
-        return self._fitted(request_of(settings, conversation, self._turns.tools, response_id=self._response.id))
+        return self._fitted(self._request_of(settings, conversation))
 
     def _lose(self, error: Exception) -> None:
         """The store refused what this turn said: it stops, and whether its end is taken is up to the store."""

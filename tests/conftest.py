@@ -9,6 +9,7 @@ from unittest import mock
 
 import blockbuster.blockbuster
 import pytest
+import structlog
 from blockbuster import BlockBuster, BlockingError
 from pytest_asyncio import is_async_test
 
@@ -37,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("asyncio")
         if marker is not None and marker.kwargs.get("loop_scope", "function") != "function":
             raise pytest.UsageError(f"{item.nodeid}: each test has a loop of its own; drop loop_scope")
+
+
+@pytest.fixture(autouse=True)
+def leaves_logging_as_it_was() -> Iterator[None]:
+    """Undo what a test says of log records: another's may be passed over for it."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

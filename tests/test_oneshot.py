@@ -39,7 +39,7 @@ from tests.support.scenarios import (
 )
 from tests.support.sdk import turns
 from tests.support.server import RunningServer, running_server
-from tests.support.tills import open_admission, open_door
+from tests.support.tills import open_admission, open_connections, open_door
 
 Events: TypeAlias = list[tuple[str, str]]
 BOTH = pytest.mark.parametrize("path", ["/v1/stream", "/v1/complete"])
@@ -484,7 +484,15 @@ def one_shots(responder: Responder, *, idle_timeout_s: float = 60, send_timeout_
         idle_timeout_s=idle_timeout_s,
     )
     limits = Limits(frozenset("*"), 100)
-    return OneShots(model, limits, open_door(), open_admission(), max_body_bytes=1000, send_timeout_s=send_timeout_s)
+    return OneShots(
+        model,
+        limits,
+        open_door(),
+        open_admission(),
+        open_connections(),
+        max_body_bytes=1000,
+        send_timeout_s=send_timeout_s,
+    )
 
 
 async def says_two_words(request: Request) -> AsyncIterator[ResponderEvent]:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from realtime.access.keeper import Held, Keeper
 from realtime.access.ledger import Account, Exceeded
 from realtime.access.names import joined
-from realtime.access.principal import Principal
+from realtime.access.principal import TASK, Principal
 from realtime.access.rates import Allowance, Rate, Rates, Taken
 from realtime.access.till import Purse, Till
 from realtime.errors import RateLimited, StoreError
@@ -60,8 +60,7 @@ class Ticket:
     async def response(self, tokens: Callable[[], Awaitable[int]], session_id: str) -> Bill:
         """The bill of the response, which may use `tokens`. Raises as `Admission.response`."""
         if self._admitted is None:
-            most = await tokens() if self._admission.till.budgets else 0
-            self._admitted = await self._admission.response(self._principal, most, session_id=session_id)
+            self._admitted = await self._admission.response(self._principal, tokens, session_id=session_id)
             self.limits = self._admitted.limits
         return self._admitted.bill
 
@@ -119,21 +118,26 @@ class Admission:
             for slot in slots:
                 slot.release(0)
 
-    async def response(self, principal: Principal, tokens: int, *, session_id: str | None = None) -> Admitted:
-        """A response that may use `tokens`. Raises `RateLimited`, `BudgetError` and `StoreError`."""
-        return await self._paid("responses", self._most.responses, principal, tokens, session_id)
+    async def response(
+        self, principal: Principal, tokens: Callable[[], Awaitable[int]], *, session_id: str | None = None
+    ) -> Admitted:
+        """A response that may use so many `tokens`, which is asked once the rate allows it, and only where they are
+        limited. Raises `RateLimited`, `BudgetError` and `StoreError`, and what `tokens` raises."""
+        limit = await self._take("responses", self._most.responses, principal)
+        most = await tokens() if self.till.budgets else 0
+        return await self._paid(limit, principal, most, session_id)
 
     async def oneshot(self, principal: Principal, tokens: int) -> Admitted:
         """A one-shot call that may use `tokens`. Raises as above."""
-        return await self._paid("oneshots", self._most.oneshots, principal, tokens, None)
+        limit = await self._take("oneshots", self._most.oneshots, principal)
+        return await self._paid(limit, principal, tokens, None)
 
     async def task(self, principal: Principal) -> RateLimit:
         """A task; what it costs its model calls pay. Raises `RateLimited` and `StoreError`."""
         return await self._take("tasks", self._most.tasks, principal)
 
-    async def _paid(self, name: str, rate: Rate, principal: Principal, tokens: int, session_id: str | None) -> Admitted:
-        limit = await self._take(name, rate, principal)
-        bill = self.till.bill(principal.payer, tokens)
+    async def _paid(self, limit: RateLimit, principal: Principal, tokens: int, session_id: str | None) -> Admitted:
+        bill = self.till.bill(principal.payer, tokens, tasks=TASK in principal.scopes and principal.session_id is None)
         try:
             purse = await self.till.open(bill, session_id=session_id)
         except RateLimited as error:

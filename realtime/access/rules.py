@@ -66,7 +66,7 @@ def _permit_guest(state: SessionState, command: Command, guest: Principal) -> No
         case ResponseCreate(instructions=instructions, model=model) if instructions is not None or model is not None:
             param = "model" if instructions is None else "instructions"
             raise PermissionDenied("owner_only", "A guest takes the session's instructions and model.", param=param)
-        case ResponseCreate(multitask_strategy="interrupt") if state.session.multitask_strategy != "interrupt":
+        case ResponseCreate() if (command.multitask_strategy or state.session.multitask_strategy) == "interrupt":
             for response in state.unfinished.values():
                 _check_own(response.user, guest)
         case ResponseCancel(response_id=response_id) | ItemTruncate(response_id=response_id):

@@ -17,8 +17,8 @@ from realtime.protocol import Bill, RateLimit, Usage, new_id
 from realtime.settings import SettingsError
 
 PERIODS_S = {"hour": 3600, "day": 86_400}
-MORE_TOKENS, MORE_PARTS = 64, 16
-"""How much more a purse asks for at once in mid-stream: so many tokens, or that part of what was used."""
+SLACK_TOKENS, SLACK_PARTS = 64, 4
+"""How much more than was reserved an answer may be estimated at: so many tokens, or that part of it."""
 SLOT_WAIT_MS = 1000
 """When who has too many responses at once may try again."""
 
@@ -68,6 +68,8 @@ class Purse:
         self._keeper = keeper
         self._slots = slots
         self._funds = funds
+        self._promised = max((held.amount for held in funds), default=0)
+        self._is_over = False
 
     def covers(self, tokens: int) -> bool:
         """Whether it holds so many."""
@@ -76,6 +78,10 @@ class Purse:
     async def cover(self, tokens: int) -> None:
         """Have it hold so many tokens, in all, for certain. Raises `BudgetError` where there are not so many, and
         `StoreError`."""
+        await self._hold(tokens)
+        self._promised = max(self._promised, tokens)
+
+    async def _hold(self, tokens: int) -> None:
         for held in self._funds:
             if self._keeper is not None and (tokens > held.amount or not held.is_sure):
                 try:
@@ -87,16 +93,21 @@ class Purse:
         """Note what was used so far; returns whether there is more.
 
         Until its provider has counted, what an answer uses is an estimate. So where all that is held is used up the
-        purse asks for a little more: the answer ends only where the budget does. Where the ledger does not answer there
-        is no more.
+        purse asks once for a little more, which spares an answer in long words that would be whole in a moment. Where
+        the ledger does not answer there is no more.
         """
+        if self._is_over:
+            return False
         tokens = weighted_tokens(usage)
         for held in self._funds:
             held.spent = tokens
         if self.covers(tokens + 1):
             return True
+        most = self._promised + max(SLACK_TOKENS, self._promised // SLACK_PARTS)
+        if tokens >= most:
+            return False
         try:
-            await self.cover(tokens + max(MORE_TOKENS, tokens // MORE_PARTS))
+            await self._hold(most)
         except (BudgetError, StoreError):
             return False
         return True
@@ -108,6 +119,7 @@ class Purse:
 
     def settle(self, usage: Usage | None) -> None:
         """End it, with what was used (`None`: nothing): the rest is free again."""
+        self._is_over = True
         tokens = weighted_tokens(usage) if usage is not None else 0
         for held in self._slots:
             held.release(0)
@@ -116,6 +128,7 @@ class Purse:
 
     def drop(self) -> None:
         """Forget it: somebody else settles it."""
+        self._is_over = True
         for held in (*self._slots, *self._funds):
             held.drop()
 
@@ -133,9 +146,9 @@ class Till:
         """Whether tokens are limited, so that it has to be known how many a call may need."""
         return self._allowances.budget is not None or self._allowances.session_tokens is not None
 
-    def bill(self, payer: str, tokens: int) -> Bill:
-        """A new bill, nothing of which is held yet."""
-        return Bill(payer=payer, hold_id=new_id("hold"), tokens=tokens, made_at=time.time())
+    def bill(self, payer: str, tokens: int, *, tasks: bool = True) -> Bill:
+        """A new bill, nothing of which is held yet. `tasks`: whether the model may make tasks for the payer."""
+        return Bill(payer=payer, hold_id=new_id("hold"), tokens=tokens, made_at=time.time(), tasks=tasks)
 
     async def open(self, bill: Bill, *, session_id: str | None = None, slot: bool = True) -> Purse:
         """Hold what a bill needs: tokens, and if it is to take a `slot`, one of the payer's responses at once.
@@ -176,6 +189,8 @@ class Till:
     def _spent(self, balance: Balance, bill: Bill, held: Sequence[Held]) -> BudgetError:
         """The refusal of a bill by the account after those that are `held`: when it may be asked for again."""
         error = spent(balance)
+        if bill.tokens > balance.limit:
+            return error  # it never fits
         if balance.used + bill.tokens <= balance.limit:  # what is held now may come to less
             error.retry_after_ms = SLOT_WAIT_MS
         elif self._allowances.budget is not None and not held:

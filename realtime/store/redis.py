@@ -85,7 +85,7 @@ class RedisStore:
         self._max_bytes = max_session_bytes
         self._origin = secrets.token_hex(8)
         """Marks what this process has published, and has told its own watchers already."""
-        self._calls = Calls(url)
+        self._calls = Calls(url, is_store=True)
         self._bus = Bus(self._calls, beat=f"{PREFIX}beat:{self._origin}", hear=self._hear, doubt=self._doubt)
         self._listeners: dict[str, list[Listener]] = {}
         self._tasks: list[asyncio.Task[None]] = []

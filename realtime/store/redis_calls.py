@@ -118,10 +118,11 @@ class _Lanes:
 
 
 class Calls:
-    """Sends commands. `aclose` when done."""
+    """Sends commands. `aclose` when done. Those of the store, if it `is_store`, say what is wrong with the server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_store: bool = False) -> None:
         self._url = url
+        self._is_store = is_store
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
         self._health = Health()
@@ -205,7 +206,7 @@ class Calls:
         async with self._connecting:
             if self._client is None:
                 async with asyncio.timeout(TIMEOUT_S):
-                    self._client = await _connect(self._url)
+                    self._client = await _connect(self._url, is_store=self._is_store)
             return self._client
 
 
@@ -292,8 +293,9 @@ def _understood(client: Redis, name: str, reply: Any) -> Any:
     return reply if convert is None or isinstance(reply, Exception) else convert(reply)
 
 
-async def _connect(url: str) -> Client:
-    """A client of the server at `url`, or of the cluster that it is a node of."""
+async def _connect(url: str, *, is_store: bool) -> Client:
+    """A client of the server at `url`, or of the cluster that it is a node of. If it `is_store` it says so in the log
+    where the server is set to throw away what it should keep."""
     options: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),  # what is sent twice is decided here, and not below
@@ -305,7 +307,7 @@ async def _connect(url: str) -> Client:
     share_tls(client.connection_pool)
     try:
         await read_authorities(client.connection_pool)
-        is_cluster = await _looks_at(client)
+        is_cluster = await _looks_at(client, warns=is_store)
     except BaseException:
         await client.aclose()
         raise
@@ -320,14 +322,14 @@ async def _connect(url: str) -> Client:
         raise
 
 
-async def _looks_at(client: Redis) -> bool:
-    """Whether the server belongs to a cluster. Says so in the log if it is set to throw away what it should keep."""
+async def _looks_at(client: Redis, *, warns: bool) -> bool:
+    """Whether the server belongs to a cluster."""
     try:
         info = await client.info()
     except ResponseError:  # this user may not ask that; what a cluster's client needs it may ask of a cluster
         return await _has_slots(client)
     policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
+    if warns and policy != "noeviction":
         logs.warning("redis may evict sessions: set maxmemory-policy to noeviction", policy=policy)
     return bool(info.get("cluster_enabled"))
 

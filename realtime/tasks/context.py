@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
@@ -9,12 +10,15 @@ from typing import Protocol
 from msgspec import Struct
 
 from realtime.access.prices import COST_DIGITS
-from realtime.access.till import Till
+from realtime.access.till import SLOT_WAIT_MS, Purse, Till
 from realtime.call import BUDGET_EXCEEDED, Call, ModelSettings
 from realtime.conversation import Message, estimate_tokens, fit
 from realtime.errors import BudgetError
 from realtime.protocol import Usage
 from realtime.responders.base import Request
+
+SIBLINGS_S = 0.2
+"""How often a call looks whether another one of its task has ended, and has left it what it needs."""
 
 
 class Reporter(Protocol):
@@ -40,6 +44,7 @@ class Model:
         self._session_id = session_id
         self._calls: list[Call] = []
         self._newest: Call | None = None
+        self._running = 0
 
     async def stream(
         self,
@@ -65,14 +70,16 @@ class Model:
             model=model or settings.default_model,
             max_output_tokens=most,
         )
-        bill = self._till.bill(self._payer, request.most_tokens(settings.context_tokens))
-        purse = await self._till.open(bill, session_id=self._session_id, slot=False)
-        call = Call(request, settings, purse)
+        call = Call(request, settings, await self._purse(request.most_tokens(settings.context_tokens)))
         self._calls.append(call)
         self._newest = call
-        async with aclosing(call.texts()) as texts:
-            async for text in texts:
-                yield text
+        self._running += 1
+        try:
+            async with aclosing(call.texts()) as texts:
+                async for text in texts:
+                    yield text
+        finally:
+            self._running -= 1
         if call.stop_reason == BUDGET_EXCEEDED:
             raise BudgetError(BUDGET_EXCEEDED, "The model has said all that the budget pays for.")
 
@@ -88,6 +95,17 @@ class Model:
         stream = self.stream(prompt, instructions=instructions, model=model, max_output_tokens=max_output_tokens)
         async with aclosing(stream) as texts:
             return "".join([text async for text in texts])
+
+    async def _purse(self, tokens: int) -> Purse:
+        """A purse for one more call. Where only what this task's other calls hold is in the way it waits for them."""
+        while True:
+            try:
+                bill = self._till.bill(self._payer, tokens)
+                return await self._till.open(bill, session_id=self._session_id, slot=False)
+            except BudgetError as error:
+                if error.retry_after_ms != SLOT_WAIT_MS or not self._running:
+                    raise
+            await asyncio.sleep(SIBLINGS_S)
 
     @property
     def stop_reason(self) -> str:

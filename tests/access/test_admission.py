@@ -80,7 +80,7 @@ async def test_each_payer_has_a_rate_of_each_kind(site: Site, kind: str) -> None
         if kind == "task":
             await site.admission.task(principal)
         else:
-            (await getattr(site.admission, kind)(principal, 1)).purse.settle(None)
+            (await getattr(site.admission, kind)(principal, Sizes(1) if kind == "response" else 1)).purse.settle(None)
             await site.keeper.pay_all()
 
     for _ in range(3):
@@ -106,7 +106,7 @@ async def test_anonymous_users_have_the_rate_of_their_address(site: Site) -> Non
 
 async def test_what_is_let_in_is_told_what_is_left(site: Site) -> None:
     """Of the rate, and of the tokens."""
-    admitted = await site.admission.response(ANN, 400)
+    admitted = await site.admission.response(ANN, Sizes(400))
     assert [(one.name, one.limit, one.remaining) for one in admitted.limits] == [
         ("responses", 3, 2),
         ("tokens", 1000, 600),
@@ -116,7 +116,7 @@ async def test_what_is_let_in_is_told_what_is_left(site: Site) -> None:
 async def test_what_a_budget_refuses_is_told_how_its_rate_stands(site: Site) -> None:
     """Each try counts: a client that asks for what it can't have is not to be looked up without end."""
     with pytest.raises(BudgetError) as refusal:
-        await site.admission.response(ANN, 1001)
+        await site.admission.response(ANN, Sizes(1001))
     assert [(one.name, one.remaining) for one in refusal.value.limits] == [("responses", 2)]
     assert (await site.held("responses:user%3Aann"), len(site.keeper)) == (0, 0)
 
@@ -127,7 +127,7 @@ async def test_where_the_rates_do_not_answer_what_costs_is_refused(site: Site) -
         mock.patch.object(site.rates, "take", mock.AsyncMock(side_effect=unavailable())),
         pytest.raises(StoreError) as refusal,
     ):
-        await site.admission.response(ANN, 1)
+        await site.admission.response(ANN, Sizes(1))
     assert refusal.value.retry_after_ms
     assert len(site.keeper) == 0
 
@@ -135,7 +135,7 @@ async def test_where_the_rates_do_not_answer_what_costs_is_refused(site: Site) -
 async def test_where_the_ledger_does_not_answer_what_costs_is_refused(site: Site) -> None:
     """And nothing stays held of what may have been."""
     with site.down(), pytest.raises(StoreError):
-        await site.admission.response(ANN, 1)
+        await site.admission.response(ANN, Sizes(1))
     assert (await site.held("responses:user%3Aann"), len(site.keeper)) == (0, 0)
 
 
@@ -145,7 +145,7 @@ async def test_where_the_balance_is_not_told_nothing_stays_held(site: Site) -> N
         mock.patch.object(site.ledger, "balance", mock.AsyncMock(side_effect=unavailable())),
         pytest.raises(StoreError),
     ):
-        await site.admission.response(ANN, 1)
+        await site.admission.response(ANN, Sizes(1))
     assert (await site.held("responses:user%3Aann"), len(site.keeper)) == (0, 0)
 
 
@@ -226,7 +226,7 @@ async def test_a_ticket_asks_once(site: Site) -> None:
     await ticket.task()
     await ticket.task()
     assert sizes.asked == 1
-    assert (await site.admission.response(ANN, 1)).limits[0].remaining == 1
+    assert (await site.admission.response(ANN, Sizes(1))).limits[0].remaining == 1
     assert (await site.admission.task(ANN)).remaining == 1
 
 

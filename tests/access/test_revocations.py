@@ -153,7 +153,7 @@ async def test_what_is_known_goes_on_being_known(monkeypatch: pytest.MonkeyPatch
     watching = asyncio.create_task(known_here.watch())
     try:
         async with asyncio.timeout(PATIENCE_S):
-            register.kept["user:ann"] = time.time()  # by another instance
+            register.kept[revocations._user("ann")] = time.time()  # by another instance
             await dropped.wait()
             register.away = True
             looks = register.looks
@@ -163,7 +163,7 @@ async def test_what_is_known_goes_on_being_known(monkeypatch: pytest.MonkeyPatch
             with pytest.raises(StoreError):
                 await known_here.revoke(user="bob")
             register.away = False
-            register.kept["user:bob"] = time.time()
+            register.kept[revocations._user("bob")] = time.time()
             while not known_here.covers(issued("bob", before), None):  # noqa: ASYNC110  # likewise
                 await asyncio.sleep(0.001)
     finally:

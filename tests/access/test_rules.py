@@ -117,10 +117,10 @@ def test_a_guest_of_the_owners_name_is_a_guest(message: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("running", "code"), [((), None), (("gus",), None), (("gus", "ann"), "owner_only")])
 def test_a_guest_interrupts_only_their_own(running: tuple[str, ...], code: str | None) -> None:
-    """Unless the owner has it that everybody interrupts."""
+    """Also where the owner has it that everybody interrupts."""
     message = {**CREATE, "multitask_strategy": "interrupt"}
     assert refusal(guest(), state(*running), message) == code
-    assert refusal(guest(), state(*running, multitask_strategy="interrupt"), message) is None
+    assert refusal(guest(), state(*running, multitask_strategy="interrupt"), CREATE) == code
 
 
 @pytest.mark.parametrize("message", [TASK, CANCEL_TASK])

@@ -341,7 +341,7 @@ async def test_what_is_signed_is_believed() -> None:
 
 async def test_what_is_signed_for_a_time_that_is_over_has_expired() -> None:
     """For tests of what comes then."""
-    assert await refusal(sign(Settings(auth_secret=SECRET), user="anna", ttl_s=-1)) == "token_expired"
+    assert await refusal(sign(Settings(auth_secret=SECRET), user="anna", ttl_s=-LEEWAY_S - 1)) == "token_expired"
 
 
 async def test_no_scopes_are_none() -> None:

@@ -356,7 +356,7 @@ async def test_a_fault_of_ours_is_one_line(
 
     async with attached(server, headers=ANN) as client:
         log.take()
-        monkeypatch.setattr(server.engine, "execute", fail)
+        monkeypatch.setattr(server.engine.commands, "execute", fail)
         assert (await refused(client, "session.update", session={}))["code"] == "internal_error"
         url = f"/v1/sessions/{client.session_id}/events"
         assert (await http.post(url, json={"type": "session.close"}, headers=ANN)).status_code == 500

@@ -9,6 +9,7 @@ from realtime.access.ledger_memory import MemoryLedger
 from realtime.access.rates import MemoryRates, Rate
 from realtime.access.revocations import MemoryRegister, Revocations
 from realtime.access.till import Allowances, Till
+from realtime.connections import Connections
 from tests.support.limits import MANY
 
 
@@ -32,6 +33,11 @@ def open_admission() -> Admission:
         messages=rate,
     )
     return Admission(most, MemoryRates(), keeper, open_till(keeper))
+
+
+def open_connections() -> Connections:
+    """Connections, none of which is ever revoked."""
+    return Connections(max_connections=MANY, send_timeout_s=60.0)
 
 
 def open_door() -> Door:
