@@ -207,7 +207,7 @@ async def stands(site: Site) -> Any:
 async def test_a_thousand_tries_tell_nothing(site: Site) -> None:
     """Each is answered to the byte as if there were nothing, and does nothing to what there is."""
     chance = random.Random(4404)
-    while "progress" not in (before := await stands(site))[0]["tasks"][0]:  # the task is at it
+    while "progress" not in (before := await stands(site))[0]["tasks"][0]:  # noqa: ASYNC110  # the task is at it
         await asyncio.sleep(0.01)
     verbs = list(VERBS) * (TRIES // len(VERBS) + 1)
     chance.shuffle(verbs)
