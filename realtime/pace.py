@@ -3,7 +3,8 @@
 A token that is read, framed and written alone costs several times what it costs among others: most of that is the
 kernel's, per read and per write. So a busy process takes a rest after each read of a stream; what arrives meanwhile
 waits in the kernel, is read at once, and goes out as one frame. Latency grows by the rest, which is bounded, instead of
-by a queue, which is not. An idle process never rests, and each token goes out as soon as it comes.
+by a queue, which is not. An idle process never rests, and each token goes out as soon as it comes. Nor does one that is
+busy with something else than streams: there would be nothing to gain, and whoever makes it busy would slow down others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 SAMPLE_S = 0.2
 TARGET = 0.55
 """The share of one core beyond which rests grow. Below it a core still takes a burst without falling behind."""
+FEW_READS = 1000
+"""Reads in a second that are not worth a rest: all together they cost less than a tenth of a core."""
 STEP_S = 0.03
 """How much a rest grows with each sample, for a process that is wholly busy beyond the target."""
 MAX_REST_S = 0.05
@@ -30,18 +33,25 @@ AT_HAND_S = 0.00005
 
 
 class Pace:
-    """How long a stream rests after each read: `rest_s`, 0 while the process is not busy."""
+    """How long a stream rests after each read: `rest_s`, 0 while the process is not busy with streams.
 
-    __slots__ = ("_resting", "rest_s")
+    `reads` counts what was read of all streams.
+    """
+
+    __slots__ = ("_resting", "reads", "rest_s")
 
     def __init__(self) -> None:
         self.rest_s = 0.0
+        self.reads = 0
         self._resting: dict[int, list[asyncio.Future[None]]] = {}
 
-    def observe(self, *, busy: float, late_s: float) -> None:
-        """Take a sample: the share of a core that the process used, and how late a timer fired, in seconds."""
+    def observe(self, *, busy: float, late_s: float, reads_per_s: float) -> None:
+        """Take a sample: the share of a core that the process used, how late a timer fired, in seconds, and how often
+        streams were read."""
         if late_s >= LATE_S:
             busy = 1.0
+        if reads_per_s < FEW_READS:
+            busy = 0.0
         grown = self.rest_s + STEP_S * (busy - TARGET) / (1 - TARGET)
         self.rest_s = min(max(grown, 0.0), MAX_REST_S)
 
@@ -49,10 +59,11 @@ class Pace:
         """Take samples for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            started, used = loop.time(), time.process_time()
+            started, used, read = loop.time(), time.process_time(), self.reads
             await asyncio.sleep(SAMPLE_S)
             elapsed = loop.time() - started
-            self.observe(busy=(time.process_time() - used) / elapsed, late_s=elapsed - SAMPLE_S)
+            busy = (time.process_time() - used) / elapsed
+            self.observe(busy=busy, late_s=elapsed - SAMPLE_S, reads_per_s=(self.reads - read) / elapsed)
 
     async def rest(self) -> None:
         """Rest for about `rest_s`. Streams whose rests end within the same few milliseconds share a timer."""
@@ -88,6 +99,7 @@ class Breath:
         A stream that always has more at hand lets the loop turn once in a while.
         """
         self._in_a_row += 1
+        self._pace.reads += 1
         if self._pace.rest_s and time.monotonic() - self._asked_at > AT_HAND_S:
             await self._pace.rest()
         elif self._in_a_row >= MAX_IN_A_ROW:
