@@ -132,6 +132,7 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         self.queue = Mailbox()  # type: ignore[assignment]  # all of a queue that uvicorn uses
         self.writable = Gate()  # type: ignore[assignment]  # all of an event that it uses
         self._pings: Allowance | None = None  # once there is one
+        self._is_failed = False
 
     async def send(self, message: ASGISendEvent) -> None:
         """As uvicorn's, but a close waits for nobody, and what was needed for the handshake does not outlive it."""
@@ -148,6 +149,8 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         """As uvicorn's, which lets a connection linger whose upgrade request the parser refused; and a flood of small
         frames is cut off before all that came with it is taken apart."""
         for start in range(0, len(data), SLICE_BYTES):
+            if self._is_failed:
+                return  # what comes now is not even looked at
             super().data_received(data[start : start + SLICE_BYTES])
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             self.transport.close()
@@ -213,6 +216,7 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
     def _fail(self, code: WireCloseCode, reason: str = "") -> None:
         """Close, for what the client did; what still comes of it is passed over."""
         self.frames = []
+        self._is_failed = True
         if not self.close_sent:
             self.conn.fail(code, reason)
             self.handle_parser_exception()

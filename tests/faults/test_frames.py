@@ -441,7 +441,7 @@ async def test_flood_of_nonsense_by_a_client_that_does_not_read(server: RunningS
         for _ in range(200):
             await client.send(frame(TEXT, b"nonsense") * 50)
         code, events = await client.end()
-        assert code in {4400, None}
+        assert code in {1008, 4400, None}  # too many at once, or one after the other
         assert len(events) <= MAX_MALFORMED + 1
 
 
