@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from unittest import mock
 
+import msgspec
 import pytest
 
 from realtime.access.admission import Admission, Most
@@ -290,3 +291,16 @@ def test_a_refused_take_tells_at_least_a_millisecond() -> None:
 
 async def _ask(admission: Admission) -> None:
     await admission.task(ANN)
+
+
+@pytest.mark.parametrize(
+    ("who", "may"),
+    [
+        (ANN, True),
+        (msgspec.structs.replace(ANN, session_id="s1"), False),
+        (msgspec.structs.replace(ANN, scopes=frozenset({"session"})), False),
+    ],
+)
+async def test_the_model_makes_tasks_only_for_who_may(site: Site, who: Principal, may: bool) -> None:
+    """Not for guests, nor for tokens without that scope: the bill says so to whichever instance runs the response."""
+    assert (await site.admission.response(who, Sizes(1))).bill.tasks is may
