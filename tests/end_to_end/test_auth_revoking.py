@@ -255,3 +255,15 @@ async def test_a_session_of_the_name_none_is_nobodys_lack_of_one() -> None:
 def test_the_look_is_often_enough() -> None:
     """A call to the store has a second left of the two that are promised."""
     assert LOOK_S <= 1
+
+
+async def test_a_one_shot_ends_with_its_token() -> None:
+    """It is a live connection, too: the client is told why."""
+    model = Model()
+    async with running_server(model, auth_secret=SECRET) as server, http_client(base_url=server.url) as http:
+        asking = asyncio.create_task(http.post("/v1/stream", json={"prompt": "go"}, headers=bearer("ann")))
+        await model.turn()
+        answer = await http.post("/v1/admin/revoke", json={"user": "ann"}, headers=bearer("root", **ADMIN))
+        assert answer.status_code == 204
+        async with asyncio.timeout(CLOSED_S):
+            assert '"token_revoked"' in (await asking).text
