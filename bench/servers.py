@@ -25,6 +25,8 @@ NO_LIMITS = {
     "REALTIME_RATE_RESPONSES": f"{MANY}/second",
     "REALTIME_RATE_ONESHOTS": f"{MANY}/second",
     "REALTIME_RATE_TASKS": f"{MANY}/second",
+    "REALTIME_RATE_SESSIONS": f"{MANY}/second",
+    "REALTIME_RATE_CONNECTIONS": f"{MANY}/second",
     "REALTIME_RATE_MESSAGES": f"{MANY}/second",
 }
 """Settings under which a server holds back nobody who measures it."""

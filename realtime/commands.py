@@ -107,7 +107,8 @@ class Commands:
 
     async def create(self, principal: Principal, overrides: Overrides | None = None) -> str:
         """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not
-        allowed."""
+        allowed, `RateLimited` and `StoreError`."""
+        await self._admission.session(principal)
         session_id = new_id("sess")
         session = msgspec.structs.replace(
             settings_update(self._defaults, overrides or Overrides(), self._limits),

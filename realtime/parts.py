@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Struct
 
@@ -27,7 +27,7 @@ from realtime.offload import Offloader
 from realtime.protocol import new_id
 from realtime.responders.base import Responder
 from realtime.responders.choose import choose
-from realtime.settings import Settings, SettingsError, variable
+from realtime.settings import Settings, SettingsError, parsed
 from realtime.store.base import Store
 from realtime.store.memory import MemoryStore
 from realtime.store.sealing import AesGcm, parse_seal_keys
@@ -40,7 +40,6 @@ from realtime.tasks.run import Kit
 from realtime.tasks.sweeper import Sweeper
 from realtime.tasks.worker import Worker
 
-T = TypeVar("T")
 RESIGN_S = 0.5
 """How long an instance that ends waits for a store that does not answer."""
 SWEEP_S = 30.0
@@ -95,10 +94,11 @@ def make_admission(parts: Parts, settings: Settings) -> Admission:
     most = Most(
         connections_per_user=settings.max_connections_per_user,
         connections_per_address=settings.max_connections_per_address,
-        responses=_parsed(settings, "rate_responses", parse_rate),
-        oneshots=_parsed(settings, "rate_oneshots", parse_rate),
-        tasks=_parsed(settings, "rate_tasks", parse_rate),
-        messages=_parsed(settings, "rate_messages", parse_rate),
+        responses=parsed(settings, "rate_responses", parse_rate),
+        oneshots=parsed(settings, "rate_oneshots", parse_rate),
+        tasks=parsed(settings, "rate_tasks", parse_rate),
+        sessions=parsed(settings, "rate_sessions", parse_rate),
+        messages=parsed(settings, "rate_messages", parse_rate),
     )
     return Admission(most, parts.rates, parts.keeper, parts.till)
 
@@ -162,14 +162,6 @@ def _store(settings: Settings) -> Store:
     return RedisStore(settings.redis_url, **limits, sealer=AesGcm(keys) if keys else None)
 
 
-def _parsed(settings: Settings, name: str, parse: Callable[[Any], T]) -> T:
-    """What a setting means. Raises `SettingsError`, which names it."""
-    try:
-        return parse(getattr(settings, name))
-    except SettingsError as error:
-        raise SettingsError(f"{variable(name)} is not allowed: {error}") from None
-
-
 def _register(settings: Settings) -> Register:
     if not settings.redis_url:
         return MemoryRegister(keep_s=settings.auth_revocation_s)
@@ -197,7 +189,7 @@ def _ledger(settings: Settings) -> Ledger:
 def _allowances(settings: Settings) -> Allowances:
     return Allowances(
         responses=settings.max_responses_per_user,
-        budget=_parsed(settings, "token_budget", parse_budget),
+        budget=parsed(settings, "token_budget", parse_budget),
         session_tokens=settings.session_token_budget or None,
         session_ttl_s=settings.session_ttl_s,
     )
@@ -238,7 +230,7 @@ def _model(settings: Settings, responder: Responder | None) -> ModelSettings:
         context_tokens=settings.model_context_tokens,
         truncation=settings.truncation,
         idle_timeout_s=settings.upstream_idle_timeout_s,
-        prices=_parsed(settings, "prices", parse_prices),
+        prices=parsed(settings, "prices", parse_prices),
     )
 
 

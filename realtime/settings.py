@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
+T = TypeVar("T")
 PREFIX = "REALTIME_"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -108,13 +109,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_responses_per_user: Positive = 4
     """Responses and one-shot calls of one user at once, waiting ones too; of one address where users are anonymous."""
     rate_responses: Annotated[str, Meta(pattern=RATE)] = "10/minute"
-    """How many responses a user may ask for; an address where users are anonymous. So with all rates but messages'."""
+    """How many responses a user may ask for; an address where users are anonymous. So with the next three."""
     rate_oneshots: Annotated[str, Meta(pattern=RATE)] = "30/minute"
     """How many one-shot calls."""
     rate_tasks: Annotated[str, Meta(pattern=RATE)] = "30/minute"
     """How many tasks."""
+    rate_sessions: Annotated[str, Meta(pattern=RATE)] = "2000/minute"
+    """How many sessions a user may make."""
     rate_messages: Annotated[str, Meta(pattern=RATE)] = "50/second"
     """How many messages one connection may send."""
+    rate_connections: Annotated[str, Meta(pattern=RATE)] = "50/second"
+    """How many new connections of one address an instance reads; more of them wait. Those of proxies don't."""
     token_budget: Annotated[str, Meta(pattern=BUDGET)] = ""
     """How many tokens, input and output together, a user may use: `200000/day`; empty: any number."""
     session_token_budget: Count = 0
@@ -163,6 +168,14 @@ def unknown_settings(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables that look like settings but are none: a typing error, or from another version."""
     known = {variable(field) for field in Settings.__struct_fields__} | CLIENT_VARIABLES
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def parsed(settings: Settings, name: str, parse: Callable[[Any], T]) -> T:
+    """What a setting means, by `parse`. Raises `SettingsError`, which names it."""
+    try:
+        return parse(getattr(settings, name))
+    except SettingsError as error:
+        raise SettingsError(f"{variable(name)} is not allowed: {error}") from None
 
 
 def variable(field: str) -> str:

@@ -24,8 +24,9 @@ from realtime.connections import LOOKS_PER_TIMEOUT, MAX_LOOK_S
 from realtime.errors import Unavailable
 from realtime.http import refuse_upgrade
 from realtime.responders.base import Request
-from realtime.server import StallProofProtocol, listen, make_server
+from realtime.server import listen, make_server
 from realtime.settings import Settings, variable
+from realtime.transport import StallProofProtocol
 from tests.end_to_end import until_closed
 from tests.support.client import Client, attached
 from tests.support.instance import instance, process

@@ -20,6 +20,11 @@ def client_address(scope: Scope) -> str:
     Never what a client has made up: anything else than an address, which only a proxy can have told, is `unknown`.
     """
     host, _port = scope.get("client") or ("", 0)
+    return counted(host)
+
+
+def counted(host: str) -> str:
+    """What an address counts as: as `client_address`."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -32,6 +32,7 @@ class Most(Struct, frozen=True, kw_only=True):
     responses: Rate
     oneshots: Rate
     tasks: Rate
+    sessions: Rate
     messages: Rate
 
 
@@ -102,6 +103,11 @@ class Admission:
     def messages(self) -> Allowance:
         """How many messages a new connection may send."""
         return Allowance(self._most.messages)
+
+    async def session(self, principal: Principal) -> None:
+        """A new session. Raises `RateLimited`."""
+        with suppress(StoreError):  # it costs nothing
+            await self._take("sessions", self._most.sessions, principal)
 
     @asynccontextmanager
     async def connection(self, principal: Principal, connection_id: str) -> AsyncIterator[None]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 
+from starlette.types import Scope
+
+from realtime.access.addresses import client_address
 from realtime.access.principal import Principal
 from realtime.errors import RealtimeError
 from realtime.observe import logs
 from realtime.protocol import AuthRefresh, Command, RateLimit
 
+REQUEST = "request"
+"""The action that a request is of which nobody has looked what it asks for."""
 COMMAND = "session.command"
 """The action that a message is of which nobody knows what it asks for."""
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -22,6 +27,11 @@ REFUSALS = frozenset(
 def tag_of(message: Command | AuthRefresh) -> str:
     """The type by which a client names a message."""
     return str(message.__struct_config__.tag)
+
+
+def tell_refused(scope: Scope, error: RealtimeError) -> None:
+    """Say in the audit log that a request was refused before anybody looked who asks, and for what."""
+    Access(Audit(hides_sessions=True), REQUEST, address=client_address(scope)).tell(error)
 
 
 class Audit:

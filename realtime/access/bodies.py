@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from realtime.access.audit import tell_refused
 from realtime.errors import InvalidRequest
 from realtime.http import body_too_large, send_error
 
@@ -33,6 +34,7 @@ class BodyCheck:
         if error is None:
             await self._app(scope, receive, send)
         else:
+            tell_refused(scope, error)
             await send_error(send, error)
 
     def _fault(self, scope: Scope) -> InvalidRequest | None:

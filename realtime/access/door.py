@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -17,11 +18,13 @@ from realtime.access.principal import LEEWAY_S, SESSION, Principal
 from realtime.access.revocations import Revocations
 from realtime.access.rules import check_no_guest, check_scope
 from realtime.access.tokens import Verifier
-from realtime.errors import AuthenticationError, InvalidRequest, RealtimeError, ServerError
+from realtime.errors import AuthenticationError, InvalidRequest, RateLimited, RealtimeError, ServerError
 from realtime.http import Headers, send_error
 from realtime.protocol import RateLimit
 
 COOKIE = "realtime_token"
+THROTTLE_S = 0.05
+"""How long who has asked too often waits to be told so: a client that asks again at once is slowed down."""
 BEARER_PROTOCOL = "bearer."
 """What comes before the token where it is offered as a subprotocol, because a browser can set no header."""
 
@@ -102,6 +105,8 @@ class Door:
             await work(access, scope, receive, send)
         except RealtimeError as error:
             access.tell(error)
+            if isinstance(error, RateLimited):
+                await asyncio.sleep(THROTTLE_S)
             access.limits = access.limits or list(getattr(error, "limits", ()))
             await send_error(send, error)
         except Exception:

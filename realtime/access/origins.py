@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from realtime.access.audit import tell_refused
 from realtime.errors import PermissionDenied
 from realtime.http import refuse_upgrade, send_error
 from realtime.settings import SettingsError
@@ -47,6 +48,7 @@ class OriginCheck:
         try:
             self._check_page(scope, self._checked_host(scope))
         except PermissionDenied as error:
+            tell_refused(scope, error)
             await (send_error if scope["type"] == "http" else refuse_upgrade)(send, error)
         else:
             await self._app(scope, receive, send)

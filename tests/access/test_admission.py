@@ -37,6 +37,7 @@ class Site:
             responses=rate,
             oneshots=rate,
             tasks=rate,
+            sessions=rate,
             messages=Rate(5, 1.0),
         )
         self.till = Till(self.ledger, self.keeper, Allowances(responses=2, budget=Budget(1000, 3600)))

@@ -20,8 +20,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from realtime.connection import MAX_REFUSED
-from realtime.server import MAX_AT_ONCE, PINGS, SLICE_BYTES, StallProofProtocol
 from realtime.settings import Settings
+from realtime.transport import MAX_LATE, PINGS, SLICE_BYTES, StallProofProtocol
 from tests.access.signing import SECRET, token
 from tests.end_to_end import PATIENCE_S, Model, echo
 from tests.faults.test_frames import CLOSE, PING, PONG, TEXT, RawSocket, frame, message, raw
@@ -133,7 +133,7 @@ async def test_pings_now_and_then_are_answered() -> None:
 
 async def test_pongs_that_nobody_reads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many pings are allowed: uvicorn alone would keep an answer to each."""
-    monkeypatch.setattr("realtime.server.PINGS", type(PINGS)(10**9, 1.0))
+    monkeypatch.setattr("realtime.transport.PINGS", type(PINGS)(10**9, 1.0))
     async with flooded() as server, raw(server, headers=BEARER) as client:
         client.reader._transport.pause_reading()  # type: ignore[attr-defined]
         assert await pour(client, frame(PING, b"x" * 125)) == FLOOD
@@ -145,7 +145,7 @@ async def test_a_flood_of_messages_is_told_and_cut_off(text: bytes) -> None:
     async with flooded() as server, raw(server, headers=BEARER) as client:
         await pour(client, frame(TEXT, text))
         code, opcodes = await ending(client)
-        assert code in {1008, 4429, None}
+        assert code in {4400, 4429, None}  # too many that are none, or too soon
         assert opcodes[TEXT] <= 2 * (50 + MAX_REFUSED)
 
 
@@ -160,21 +160,45 @@ async def test_messages_that_come_too_fast_are_told_when_to_come_again() -> None
         assert all(error["retry_after_ms"] > 0 and not error["fatal"] for error in refused)
 
 
-async def test_more_messages_at_once_than_anybody_sends_are_cut_off_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are six bytes each: what came with one read would be ten thousands of them."""
+async def test_what_is_not_asked_for_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages are six bytes each here: one read brings ten thousands of them, of which a few are looked at."""
     waiting: list[int] = []
-    received = StallProofProtocol.data_received
+    late: list[int] = []
+    take_apart = StallProofProtocol._take_apart
 
-    def watched(self: StallProofProtocol, data: bytes) -> None:
-        received(self, data)
-        waiting.append(len(self.queue))  # type: ignore[arg-type]
+    def watched(self: StallProofProtocol) -> None:
+        take_apart(self)
+        waiting.append(len(self.queue))  # type: ignore[arg-type]  # a mailbox
+        late.append(self._late)
 
-    monkeypatch.setattr(StallProofProtocol, "data_received", watched)
+    monkeypatch.setattr(StallProofProtocol, "_take_apart", watched)
     async with flooded() as server, raw(server, headers=BEARER) as client:
         await pour(client, frame(TEXT, b""), at_once=40_000)
-        assert (await ending(client))[0] in {1008, None}
-    assert max(waiting) <= MAX_AT_ONCE + 1
-    assert SLICE_BYTES // 6 < MAX_AT_ONCE
+        assert (await ending(client))[0] in {4400, None}
+    assert max(waiting) <= SLICE_BYTES // 6 + 1
+    assert max(late) <= MAX_LATE + SLICE_BYTES // 6
+
+
+async def test_an_address_that_connects_too_often_waits_its_turn() -> None:
+    """And who would have to wait for too long is not waited for; others are read at once."""
+
+    async def alive(server: RunningServer, address: str) -> float:
+        transport = httpx.AsyncHTTPTransport(local_address=address)
+        async with httpx.AsyncClient(transport=transport, base_url=server.url, timeout=PATIENCE_S) as client:
+            assert (await client.get("/healthz")).status_code == 200
+            return asyncio.get_running_loop().time()
+
+    async with running_server(echo, rate_connections="1/second") as server:
+        began = asyncio.get_running_loop().time()
+        await alive(server, "127.0.0.2")
+        assert await alive(server, "127.0.0.2") - began >= 0.99
+        for _ in range(3):
+            await alive(server, "127.0.0.1")
+    async with running_server(echo, rate_connections="1/day") as server:
+        await alive(server, "127.0.0.2")
+        with pytest.raises(httpx.TransportError):
+            await alive(server, "127.0.0.2")
+        await alive(server, "127.0.0.3")
 
 
 async def responses(server: RunningServer) -> Counter[str]:

@@ -9,6 +9,8 @@ GENEROUS: dict[str, Any] = {
     "rate_responses": f"{MANY}/second",
     "rate_oneshots": f"{MANY}/second",
     "rate_tasks": f"{MANY}/second",
+    "rate_sessions": f"{MANY}/second",
+    "rate_connections": f"{MANY}/second",
     "rate_messages": f"{MANY}/second",
     "max_responses_per_user": MANY,
     "max_connections_per_user": MANY,

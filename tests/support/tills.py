@@ -30,6 +30,7 @@ def open_admission() -> Admission:
         responses=rate,
         oneshots=rate,
         tasks=rate,
+        sessions=rate,
         messages=rate,
     )
     return Admission(most, MemoryRates(), keeper, open_till(keeper))
