@@ -132,7 +132,7 @@ def _engine(settings: Settings, parts: Parts, admission: Admission, limits: Limi
         context_tokens=settings.model_context_tokens,
         truncation=settings.truncation,
         report=logs.report,
-        tools=TaskTools(desk),
+        tools=TaskTools(desk, admission.task),
         till=parts.till,
         prices=parts.model.prices,
     )

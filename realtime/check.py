@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 from msgspec import Struct
+from starlette.types import Receive, Scope, Send
 
+from realtime.access.rates import parse_rate
 from realtime.access.tokens import is_configured, make_verifier
 from realtime.responders.choose import choose
 from realtime.responders.demo import demo
-from realtime.settings import Settings, SettingsError, load_settings, unknown_settings, variable
+from realtime.settings import Settings, SettingsError, load_settings, parsed, unknown_settings, variable
 
 REDIS_S = 2.0
 """How long Redis may take to answer."""
@@ -57,14 +60,36 @@ async def findings(environ: Mapping[str, str]) -> list[Finding]:
         settings = load_settings(environ)
     except SettingsError as error:
         return [*unknown, Finding("wrong", "settings", str(error))]
+    problem = await asyncio.to_thread(_composed, settings)  # it imports tasks
     return [
-        *(unknown or [Finding("ok", "settings", "each of them is allowed")]),
+        *unknown,
+        *([Finding("wrong", "settings", problem)] if problem else []),
+        *([] if unknown or problem else [Finding("ok", "settings", "each of them is allowed")]),
         *[finding async for finding in _store(settings)],
         *_model(settings, environ),
         *[finding async for finding in _auth(settings)],
         *_limits(settings),
         *_sealing(settings),
     ]
+
+
+def _composed(settings: Settings) -> str:
+    """What keeps a server from being composed of these settings, if anything does, but for the model and the tokens."""
+    from realtime.access.edge import edge
+    from realtime.parts import make_admission, make_parts
+
+    others = msgspec.structs.replace(settings, auth_secret="", auth_public_key="", auth_jwks_url="")
+    try:
+        make_admission(make_parts(others, demo, ()), others)
+        edge(_nothing, settings)
+        parsed(settings, "rate_connections", parse_rate)
+    except SettingsError as error:
+        return str(error)
+    return ""
+
+
+async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """An application that the edge could stand before."""
 
 
 async def _store(settings: Settings) -> AsyncIterator[Finding]:

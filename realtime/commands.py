@@ -127,7 +127,7 @@ class Commands:
         `InvalidRequest`, `RateLimited` and `StoreError`.
         """
         task_input = self._desk.registry.check(name, given)
-        left = await self._admission.task(principal)
+        left = await self._admission.task(principal.payer)
         task_id = new_id("task")
         user = principal.user
         session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())

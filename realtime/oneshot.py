@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -21,11 +20,11 @@ from realtime.call import Call, ModelSettings
 from realtime.connections import Connections
 from realtime.conversation import Message, estimate_tokens, fit
 from realtime.decoding import invalid
+from realtime.endable import Endable
 from realtime.errors import InvalidRequest, RealtimeError, ServerError, Unavailable
-from realtime.feed import Closing
 from realtime.http import STREAM_HEADERS, one_line, read_body, send_error, send_json, while_connected
 from realtime.observe import logs
-from realtime.protocol import Role, SessionGoingAway, Tokens, Usage
+from realtime.protocol import Role, Tokens, Usage
 from realtime.responders.base import Request
 from realtime.session import Limits
 
@@ -68,51 +67,13 @@ class _Done(Struct):
     stop_reason: str
 
 
-class _Turn:
-    """One answer that may be ended from outside; `over` is set once the client was told all of it. A `Held` connection:
-    whose token counts no more is told no more."""
+class _Turn(Endable):
+    """One answer; `over` is set once the client was told all of it."""
 
     def __init__(self, call: Call, principal: Principal) -> None:
+        super().__init__(principal)
         self.call = call
         self.over = asyncio.Event()
-        self.principal = principal
-        self.session_id = None
-        self.name = "oneshot"
-        self.is_warned = True  # there is no word for that
-        self.sending_since = math.inf  # it lets go of a client that stalls by itself
-        self._running: asyncio.Timeout | None = None
-        self._error: RealtimeError | None = None
-
-    def end(self, error: RealtimeError) -> None:
-        """End the block of `endable` with `error`, be it entered or not yet. Once it is left this does nothing."""
-        if self._error is None and self._running is not None:
-            self._running.reschedule(0)
-        self._error = self._error or error
-
-    def warn(self) -> None:
-        """Nobody is warned here."""
-
-    def send_away(self, _message: SessionGoingAway) -> None:
-        """It is waited for."""
-
-    def drop(self, closing: Closing) -> None:
-        """End it with the closing's error."""
-        self.end(closing.error or ServerError("internal_error", "Something went wrong here."))
-
-    @asynccontextmanager
-    async def endable(self) -> AsyncIterator[None]:
-        """A block that `end` ends: its error comes out of it."""
-        try:
-            async with asyncio.timeout(None) as self._running:
-                if self._error is not None:
-                    raise self._error
-                yield
-        except TimeoutError:
-            if self._error is None:
-                raise
-            raise self._error from None
-        finally:
-            self._running = None
 
 
 class OneShots:

@@ -50,6 +50,26 @@ async def test_a_variable_that_is_no_setting_is_named() -> None:
     assert CANARY not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rate_responses", "0/minute"),
+        ("rate_connections", "0/second"),
+        ("prices", "m=1"),
+        ("allowed_origins", "example.org"),
+        ("trusted_proxies", "0.0.0.0/0"),
+        ("seal_keys", f"a:{CANARY}"),
+        ("tasks", "no.such.module"),
+    ],
+)
+async def test_what_only_the_start_would_find_is_found(name: str, value: str) -> None:
+    """A server is composed of the settings, as far as that asks nobody."""
+    status, text = await only("settings", **{name: value})
+    assert status == "wrong"
+    assert f"REALTIME_{name.upper()}" in text
+    assert CANARY not in text
+
+
 # --- stores ----------------------------------------------------------------------------------------------------------
 
 

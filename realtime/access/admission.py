@@ -68,7 +68,7 @@ class Ticket:
     async def task(self) -> None:
         """A task. Raises as `Admission.task`."""
         if not self._has_task:
-            self.limits = [await self._admission.task(self._principal)]
+            self.limits = [await self._admission.task(self._principal.payer)]
             self._has_task = True
 
     def keep(self) -> Purse | None:
@@ -107,7 +107,7 @@ class Admission:
     async def session(self, principal: Principal) -> None:
         """A new session. Raises `RateLimited`."""
         with suppress(StoreError):  # it costs nothing
-            await self._take("sessions", self._most.sessions, principal)
+            await self._take("sessions", self._most.sessions, principal.payer)
 
     @asynccontextmanager
     async def connection(self, principal: Principal, connection_id: str) -> AsyncIterator[None]:
@@ -129,18 +129,18 @@ class Admission:
     ) -> Admitted:
         """A response that may use so many `tokens`, which is asked once the rate allows it, and only where they are
         limited. Raises `RateLimited`, `BudgetError` and `StoreError`, and what `tokens` raises."""
-        limit = await self._take("responses", self._most.responses, principal)
+        limit = await self._take("responses", self._most.responses, principal.payer)
         most = await tokens() if self.till.budgets else 0
         return await self._paid(limit, principal, most, session_id)
 
     async def oneshot(self, principal: Principal, tokens: int) -> Admitted:
         """A one-shot call that may use `tokens`. Raises as above."""
-        limit = await self._take("oneshots", self._most.oneshots, principal)
+        limit = await self._take("oneshots", self._most.oneshots, principal.payer)
         return await self._paid(limit, principal, tokens, None)
 
-    async def task(self, principal: Principal) -> RateLimit:
+    async def task(self, payer: str) -> RateLimit:
         """A task; what it costs its model calls pay. Raises `RateLimited` and `StoreError`."""
-        return await self._take("tasks", self._most.tasks, principal)
+        return await self._take("tasks", self._most.tasks, payer)
 
     async def _paid(self, limit: RateLimit, principal: Principal, tokens: int, session_id: str | None) -> Admitted:
         bill = self.till.bill(principal.payer, tokens, tasks=TASK in principal.scopes and principal.session_id is None)
@@ -148,16 +148,18 @@ class Admission:
             purse = await self.till.open(bill, session_id=session_id)
         except RateLimited as error:
             error.limits = [limit]
+            with suppress(StoreError):  # it is refused anyway
+                error.limits = _with(limit, await self.till.left(principal.payer))
             raise
         try:
             left = await self.till.left(principal.payer)
         except BaseException:
             purse.settle(None)
             raise
-        return Admitted(bill, purse, [limit] if left is None else [limit, left])
+        return Admitted(bill, purse, _with(limit, left))
 
-    async def _take(self, name: str, rate: Rate, principal: Principal) -> RateLimit:
-        taken = await self._rates.take(name, principal.payer, rate)
+    async def _take(self, name: str, rate: Rate, payer: str) -> RateLimit:
+        taken = await self._rates.take(name, payer, rate)
         if not taken.allowed:
             raise _too_often(name, taken)
         return _limit(name, taken)
@@ -173,6 +175,10 @@ class Admission:
             Account(by_user, self._most.connections_per_user, keep_s=0.0),
             Account(by_address, self._most.connections_per_address, keep_s=0.0),
         ]
+
+
+def _with(limit: RateLimit, left: RateLimit | None) -> list[RateLimit]:
+    return [limit] if left is None else [limit, left]
 
 
 def _limit(name: str, taken: Taken) -> RateLimit:

@@ -26,6 +26,8 @@ MAX_BYTES = 256 * 1024
 MAX_AGE_S = 300.0
 """How long keys are good, at most; the provider may say less, but not less than `MIN_AGE_S`."""
 MIN_AGE_S = 30.0
+GRACE_S = 60.0
+"""How much longer they count while newer ones are on their way: nobody waits for a slow provider then."""
 STALE_S = 3600.0
 """How long they are good while the provider can't be asked."""
 AGAIN_S = 30.0
@@ -81,7 +83,7 @@ class Jwks:
         """
         if self._fetching is None and self._should_fetch(kid):
             self._fetching = asyncio.create_task(self._fetch(), name="fetch the keys of tokens")
-        if self._fetching is not None and (self._find(kid) is None or not self._is_fresh()):
+        if self._fetching is not None and (self._find(kid) is None or self._clock() >= self._fresh_until + GRACE_S):
             await asyncio.shield(self._fetching)
         found = self._find(kid)
         if found is not None:

@@ -16,6 +16,7 @@ from realtime.access.door import Action, Door
 from realtime.access.principal import ONESHOT, SESSION, TASK
 from realtime.call import ModelSettings
 from realtime.connections import Connections
+from realtime.endable import Endable
 from realtime.engine import Engine
 from realtime.errors import ConflictError, InvalidRequest, NotFound, task_not_found
 from realtime.http import read_body, send_answer, send_json, while_connected
@@ -146,12 +147,17 @@ class TaskEndpoints:
         admitted = await self._admission.oneshot(access.principal, 0)
         access.limits = admitted.limits
 
+        request = Endable(access.principal)
+
         async def work() -> None:
             model = Model(self._model, self._admission.till, access.principal.payer)
-            await send_json(send, await summary_of(document.text, model))
+            async with request.endable():
+                summary = await summary_of(document.text, model)
+            await send_json(send, summary)
 
         try:
-            await while_connected(receive, work())
+            with self._connections.holding(request):
+                await while_connected(receive, work())
         finally:
             admitted.purse.settle(None)  # its model calls are paid each for itself
 

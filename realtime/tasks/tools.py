@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from realtime.control import CancelTask
@@ -29,9 +30,11 @@ MAX_RESULT_CHARS = 100_000
 
 
 class TaskTools:
-    """The tasks that are offered to the model. `definitions` is what it is told of them."""
+    """The tasks that are offered to the model. `definitions` is what it is told of them; `admit` raises the error that
+    refuses a payer one more task."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, admit: Callable[[str], Awaitable[object]]) -> None:
+        self._admit = admit
         self.definitions = desk.registry.tools()
         self._desk = desk
 
@@ -40,6 +43,8 @@ class TaskTools:
         model to read. Cancelled, the task is cancelled as well. Raises `NotFound` where the session is gone."""
         try:
             task_input = self._check(call)
+            if response.bill is not None:
+                await self._admit(response.bill.payer)
         except RealtimeError as error:
             return ToolResult(call.id, error.message, is_error=True)
         task = TaskRef(live.id, new_id("task"), call.name)

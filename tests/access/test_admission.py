@@ -74,13 +74,15 @@ class Sizes:
 # -------------------------------------------------------------------------------------------------------------- rates
 
 
-@pytest.mark.parametrize("kind", ["response", "oneshot", "task"])
+@pytest.mark.parametrize("kind", ["response", "oneshot", "task", "session"])
 async def test_each_payer_has_a_rate_of_each_kind(site: Site, kind: str) -> None:
     """The one after the last is told when to come again and how it stands; another user is let in."""
 
     async def ask(principal: Principal) -> None:
         if kind == "task":
-            await site.admission.task(principal)
+            await site.admission.task(principal.payer)
+        elif kind == "session":
+            await site.admission.session(principal)
         else:
             (await getattr(site.admission, kind)(principal, Sizes(1) if kind == "response" else 1)).purse.settle(None)
             await site.keeper.pay_all()
@@ -99,11 +101,11 @@ async def test_each_payer_has_a_rate_of_each_kind(site: Site, kind: str) -> None
 async def test_anonymous_users_have_the_rate_of_their_address(site: Site) -> None:
     """However many there are behind it; a user of its name is somebody else."""
     for _ in range(3):
-        await site.admission.task(Principal(address="10.0.0.1"))
+        await site.admission.task(Principal(address="10.0.0.1").payer)
     with pytest.raises(RateLimited):
-        await site.admission.task(Principal(address="10.0.0.1"))
-    await site.admission.task(Principal(address="10.0.0.2"))
-    await site.admission.task(known("10.0.0.1"))
+        await site.admission.task(Principal(address="10.0.0.1").payer)
+    await site.admission.task(Principal(address="10.0.0.2").payer)
+    await site.admission.task(known("10.0.0.1").payer)
 
 
 async def test_what_is_let_in_is_told_what_is_left(site: Site) -> None:
@@ -116,10 +118,10 @@ async def test_what_is_let_in_is_told_what_is_left(site: Site) -> None:
 
 
 async def test_what_a_budget_refuses_is_told_how_its_rate_stands(site: Site) -> None:
-    """Each try counts: a client that asks for what it can't have is not to be looked up without end."""
+    """And how its budget does. Each try counts: who asks for what it can't have is not to be looked up without end."""
     with pytest.raises(BudgetError) as refusal:
         await site.admission.response(ANN, Sizes(1001))
-    assert [(one.name, one.remaining) for one in refusal.value.limits] == [("responses", 2)]
+    assert [(one.name, one.remaining) for one in refusal.value.limits] == [("responses", 2), ("tokens", 1000)]
     assert (await site.held("responses:user%3Aann"), len(site.keeper)) == (0, 0)
 
 
@@ -132,6 +134,12 @@ async def test_where_the_rates_do_not_answer_what_costs_is_refused(site: Site) -
         await site.admission.response(ANN, Sizes(1))
     assert refusal.value.retry_after_ms
     assert len(site.keeper) == 0
+
+
+async def test_where_the_rates_do_not_answer_a_session_may_be_made(site: Site) -> None:
+    """It costs nothing."""
+    with mock.patch.object(site.rates, "take", mock.AsyncMock(side_effect=unavailable())):
+        await site.admission.session(ANN)
 
 
 async def test_where_the_ledger_does_not_answer_what_costs_is_refused(site: Site) -> None:
@@ -229,7 +237,7 @@ async def test_a_ticket_asks_once(site: Site) -> None:
     await ticket.task()
     assert sizes.asked == 1
     assert (await site.admission.response(ANN, Sizes(1))).limits[0].remaining == 1
-    assert (await site.admission.task(ANN)).remaining == 1
+    assert (await site.admission.task(ANN.payer)).remaining == 1
 
 
 async def test_a_ticket_of_which_nothing_was_made_gives_back(site: Site) -> None:
@@ -291,7 +299,7 @@ def test_a_refused_take_tells_at_least_a_millisecond() -> None:
 
 
 async def _ask(admission: Admission) -> None:
-    await admission.task(ANN)
+    await admission.task(ANN.payer)
 
 
 @pytest.mark.parametrize(

@@ -333,6 +333,25 @@ async def test_messages_that_come_too_soon_are_one_line_each(log: Log) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "code", "allowed"),
+    [
+        ("POST", "/v1/sessions", {"host": CANARY}, "host_not_allowed", False),
+        ("GET", "/v1/sessions/sess_1/events", {"origin": f"https://{CANARY}"}, "origin_not_allowed", False),
+        ("POST", "/v1/complete", {"content-length": "999999999"}, "body_too_large", True),
+        ("POST", "/v1/complete", {"content-encoding": CANARY}, "encoding_not_supported", True),
+    ],
+)
+async def test_what_is_refused_at_the_edge_is_one_line(
+    server: RunningServer, log: Log, method: str, path: str, headers: dict[str, str], code: str, allowed: bool
+) -> None:
+    """Nobody has looked who asks, and for what: it says from where, and why."""
+    async with http_client(base_url=server.url) as http:
+        answer = await http.request(method, path, headers={**ANN, **headers})
+    assert answer.json()["error"]["code"] == code
+    assert await log.until(1) == [Line("request", None, allowed, code)]
+
+
 async def test_a_request_that_is_given_up_is_one_line(log: Log) -> None:
     """Its client hangs up while the model works."""
     model = Model()

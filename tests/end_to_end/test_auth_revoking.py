@@ -257,13 +257,15 @@ def test_the_look_is_often_enough() -> None:
     assert LOOK_S <= 1
 
 
-async def test_a_one_shot_ends_with_its_token() -> None:
+@pytest.mark.parametrize(("path", "body"), [("/v1/stream", {"prompt": "go"}), ("/v1/summarise", {"text": "go"})])
+async def test_a_one_shot_ends_with_its_token(path: str, body: dict[str, str]) -> None:
     """It is a live connection, too: the client is told why."""
     model = Model()
     async with running_server(model, auth_secret=SECRET) as server, http_client(base_url=server.url) as http:
-        asking = asyncio.create_task(http.post("/v1/stream", json={"prompt": "go"}, headers=bearer("ann")))
-        await model.turn()
+        asking = asyncio.create_task(http.post(path, json=body, headers=bearer("ann")))
+        turn = await model.turn()
         answer = await http.post("/v1/admin/revoke", json={"user": "ann"}, headers=bearer("root", **ADMIN))
         assert answer.status_code == 204
         async with asyncio.timeout(CLOSED_S):
             assert '"token_revoked"' in (await asking).text
+            await turn.closed.wait()

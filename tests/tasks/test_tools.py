@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from realtime import Context, TaskError, task
 from realtime.conversation import ToolCall, ToolResult
-from realtime.errors import NotFound
+from realtime.errors import NotFound, RateLimited, RealtimeError, StoreError
 from realtime.live import LiveSession
-from realtime.protocol import MAX_UNFINISHED_CHANNELS, SESSION_CHANNEL, Overrides, TaskDone
+from realtime.protocol import MAX_UNFINISHED_CHANNELS, SESSION_CHANNEL, Bill, Overrides, TaskDone
 from realtime.session import ResponseState
 from realtime.store.base import Write
 from realtime.tasks import tools as tools_module
@@ -86,8 +87,14 @@ class Place:
         return [record.done for record in records if record.done]
 
 
+async def everything(_payer: str) -> None:
+    """Refuse nobody a task."""
+
+
 @asynccontextmanager
-async def calling(*, max_session_bytes: int = 1_000_000) -> AsyncIterator[Place]:
+async def calling(
+    *, max_session_bytes: int = 1_000_000, admit: Callable[[str], Awaitable[object]] = everything
+) -> AsyncIterator[Place]:
     """A session, and tools; one of them, `wait`, waits at a gate."""
     gate = Gate()
 
@@ -104,7 +111,7 @@ async def calling(*, max_session_bytes: int = 1_000_000) -> AsyncIterator[Place]
         async with engine_of(shout, fail, tell, secret, wait, store=store) as engine:
             session_id = await engine.commands.create(ANN)
             async with engine.hub.use(session_id) as live:
-                yield Place(store, live, TaskTools(engine.desk), gate)
+                yield Place(store, live, TaskTools(engine.desk, admit), gate)
 
 
 async def test_result_goes_back_as_json() -> None:
@@ -114,6 +121,25 @@ async def test_result_goes_back_as_json() -> None:
         [entry] = await place.store.read(place.live.id, SESSION_CHANNEL, 0, 1000)
         assert entry.task.response_id == "resp_1"  # type: ignore[union-attr]
         assert entry.user == "ann"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "error", [RateLimited("rate_limited", "Too many tasks."), StoreError("store_unavailable", "Later.")]
+)
+async def test_a_payer_who_may_make_no_more_tasks_has_the_model_make_none(error: RealtimeError) -> None:
+    """The model is told why; nor is one made while nobody knows how many there may be."""
+    asked: list[str] = []
+
+    async def refuse(payer: str) -> None:
+        asked.append(payer)
+        raise error
+
+    async with calling(admit=refuse) as place:
+        paid = msgspec.structs.replace(RESPONSE, bill=Bill(payer="ann", hold_id="h", tokens=1, made_at=0.0, tasks=True))
+        result = await place.tools.call(place.live, paid, ToolCall("c1", "shout", {"text": "hi"}))
+        assert result == ToolResult("c1", error.message, is_error=True)
+        assert asked == ["ann"]
+        assert not place.live.state.tasks
 
 
 @pytest.mark.parametrize(
