@@ -72,7 +72,7 @@ def create_app(
     `ValueError` for a function that is no task.
     """
     settings = settings or load_settings()
-    mimetypes.init()  # reads files, which the first answer with a static file would otherwise do in the event loop
+    mimetypes.guess_type("")  # the first one reads files, which must not happen in the event loop
     site = _site(settings, make_parts(settings, responder, tasks))
     worker = None if site.parts.store.shared else make_worker(site.parts, settings)
     oneshots = OneShots(

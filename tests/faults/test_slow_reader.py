@@ -21,6 +21,7 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from realtime import server as server_module
+from realtime import transport
 from realtime.app import create_app
 from realtime.observe import logs
 from realtime.responders.base import Request, ResponderEvent
@@ -130,7 +131,7 @@ async def no_reader_left(server: RunningServer) -> None:
 @pytest.fixture
 def impatient() -> Iterator[None]:
     """A closed connection, whose client does not close, does not linger for long."""
-    with mock.patch.object(server_module, "ABORT_S", 0.4):
+    with mock.patch.object(transport, "ABORT_S", 0.4):
         yield
 
 
