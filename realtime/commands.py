@@ -16,6 +16,7 @@ from realtime.access.admission import Admission, Ticket
 from realtime.access.principal import Principal
 from realtime.access.rules import permit
 from realtime.access.till import Purse
+from realtime.control import CancelResponse
 from realtime.conversation import Message, messages
 from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
 from realtime.live import RETRY_S, LiveSession
@@ -35,7 +36,7 @@ from realtime.protocol import (
     new_id,
     timestamp,
 )
-from realtime.session import Decision, Limits, decide, settings_update, task_created, truncated_response
+from realtime.session import Decision, Limits, SessionState, decide, settings_update, task_created, truncated_response
 from realtime.store.base import CommandRecord, CommandSeen, Made, PositionConflict, Store, TaskRef, Write
 from realtime.tasks.desk import Desk
 from realtime.turn import Turns, answer_text, answers, request_of
@@ -183,7 +184,7 @@ class Commands:
                     continue
                 raise
             position = live.state.position  # now: it is the one that was decided on
-            decision = await self._admit(live, decision, ticket)
+            decision = await self._admit(asked, decision, ticket)
             try:
                 made = await self._append(asked, decision, position)
             except PositionConflict:
@@ -237,13 +238,15 @@ class Commands:
             expires_at=timestamp(in_s=self._ttl_s),
         )
 
-    async def _admit(self, live: LiveSession, decision: Decision, ticket: Ticket) -> Decision:
+    async def _admit(self, asked: _Asked, decision: Decision, ticket: Ticket) -> Decision:
         """The decision with the bill of the response that it makes. Raises the error that refuses it."""
+        live, payer = asked.live, asked.principal.payer
         events: list[ChannelEvent] = []
         for event in decision.events:
             if isinstance(event, ResponseCreated):
                 tokens = partial(self._most_tokens, live, decision.events)
-                event = msgspec.structs.replace(event, bill=await ticket.response(tokens, live.id))
+                bill = await ticket.response(tokens, live.id, _ending(live.state, decision, payer))
+                event = msgspec.structs.replace(event, bill=bill)
             elif isinstance(event, TaskCreated):
                 await ticket.task()
             events.append(event)
@@ -289,6 +292,13 @@ class Commands:
                 await self._store.erase(session_id)
                 return
             await asyncio.sleep(RETRY_S)
+
+
+def _ending(state: SessionState, decision: Decision, payer: str) -> int:
+    """How many of a payer's responses in the session are being stopped, by this decision or before."""
+    stopped = {entry.response_id for entry in decision.cancels if isinstance(entry, CancelResponse)}
+    theirs = [one for one in state.unfinished.values() if one.bill and one.bill.payer == payer]
+    return sum(one.stopping or one.id in stopped for one in theirs)
 
 
 def _made(decision: Decision) -> Made:

@@ -58,10 +58,12 @@ class Ticket:
         self._admitted: Admitted | None = None
         self._has_task = False
 
-    async def response(self, tokens: Callable[[], Awaitable[int]], session_id: str) -> Bill:
+    async def response(self, tokens: Callable[[], Awaitable[int]], session_id: str, ending: int = 0) -> Bill:
         """The bill of the response, which may use `tokens`. Raises as `Admission.response`."""
         if self._admitted is None:
-            self._admitted = await self._admission.response(self._principal, tokens, session_id=session_id)
+            self._admitted = await self._admission.response(
+                self._principal, tokens, session_id=session_id, ending=ending
+            )
             self.limits = self._admitted.limits
         return self._admitted.bill
 
@@ -125,27 +127,35 @@ class Admission:
                 slot.release(0)
 
     async def response(
-        self, principal: Principal, tokens: Callable[[], Awaitable[int]], *, session_id: str | None = None
+        self,
+        principal: Principal,
+        tokens: Callable[[], Awaitable[int]],
+        *,
+        session_id: str | None = None,
+        ending: int = 0,
     ) -> Admitted:
         """A response that may use so many `tokens`, which is asked once the rate allows it, and only where they are
-        limited. Raises `RateLimited`, `BudgetError` and `StoreError`, and what `tokens` raises."""
+        limited. Of those at once the ones that are `ending` count no more. Raises `RateLimited`, `BudgetError` and
+        `StoreError`, and what `tokens` raises."""
         limit = await self._take("responses", self._most.responses, principal.payer)
         most = await tokens() if self.till.budgets else 0
-        return await self._paid(limit, principal, most, session_id)
+        return await self._paid(limit, principal, most, session_id, ending)
 
     async def oneshot(self, principal: Principal, tokens: int) -> Admitted:
         """A one-shot call that may use `tokens`. Raises as above."""
         limit = await self._take("oneshots", self._most.oneshots, principal.payer)
-        return await self._paid(limit, principal, tokens, None)
+        return await self._paid(limit, principal, tokens)
 
     async def task(self, payer: str) -> RateLimit:
         """A task; what it costs its model calls pay. Raises `RateLimited` and `StoreError`."""
         return await self._take("tasks", self._most.tasks, payer)
 
-    async def _paid(self, limit: RateLimit, principal: Principal, tokens: int, session_id: str | None) -> Admitted:
+    async def _paid(
+        self, limit: RateLimit, principal: Principal, tokens: int, session_id: str | None = None, ending: int = 0
+    ) -> Admitted:
         bill = self.till.bill(principal.payer, tokens, tasks=TASK in principal.scopes and principal.session_id is None)
         try:
-            purse = await self.till.open(bill, session_id=session_id)
+            purse = await self.till.open(bill, session_id=session_id, ending=ending)
         except RateLimited as error:
             error.limits = [limit]
             with suppress(StoreError):  # it is refused anyway

@@ -150,15 +150,16 @@ class Till:
         """A new bill, nothing of which is held yet. `tasks`: whether the model may make tasks for the payer."""
         return Bill(payer=payer, hold_id=new_id("hold"), tokens=tokens, made_at=time.time(), tasks=tasks)
 
-    async def open(self, bill: Bill, *, session_id: str | None = None, slot: bool = True) -> Purse:
-        """Hold what a bill needs: tokens, and if it is to take a `slot`, one of the payer's responses at once.
+    async def open(self, bill: Bill, *, session_id: str | None = None, slot: bool = True, ending: int = 0) -> Purse:
+        """Hold what a bill needs: tokens, and if it is to take a `slot`, one of the payer's responses at once, of which
+        those that are `ending` already count no more.
 
         Raises `RateLimited` (too many at once), `BudgetError` and `StoreError`; then nothing is held.
         """
         slots: list[Held] = []
         funds: list[Held] = []
         try:
-            for account in self._slots(bill, slot=slot):
+            for account in self._slots(bill, ending) if slot else ():
                 slots.append(await self._keeper.hold(account, bill.hold_id, 1))
             for account in self._funds(bill, session_id):
                 funds.append(await self._keeper.hold(account, bill.hold_id, bill.tokens))
@@ -173,7 +174,7 @@ class Till:
         """The purse of a bill whose amounts are held already, wherever that was; `None` costs nobody anything."""
         if bill is None:
             return Purse()
-        slots = [self._keeper.adopt(account, bill.hold_id, 1) for account in self._slots(bill, slot=True)]
+        slots = [self._keeper.adopt(account, bill.hold_id, 1) for account in self._slots(bill)]
         funds = [self._keeper.adopt(account, bill.hold_id, bill.tokens) for account in self._funds(bill, session_id)]
         return Purse(self._keeper, slots, funds)
 
@@ -197,9 +198,8 @@ class Till:
             error.retry_after_ms = round(self._allowances.budget.reset_s(time.time()) * 1000)
         return error
 
-    def _slots(self, bill: Bill, *, slot: bool) -> list[Account]:
-        limit = self._allowances.responses
-        return [Account(joined("responses", bill.payer), limit, keep_s=0.0)] if slot else []
+    def _slots(self, bill: Bill, ending: int = 0) -> list[Account]:
+        return [Account(joined("responses", bill.payer), self._allowances.responses + ending, keep_s=0.0)]
 
     def _funds(self, bill: Bill, session_id: str | None) -> list[Account]:
         allowances, funds = self._allowances, []

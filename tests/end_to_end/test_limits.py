@@ -357,6 +357,22 @@ async def test_responses_and_one_shots_at_once_are_limited_over_sessions_and_ins
         await slots(s, 0)
 
 
+async def test_an_interruption_makes_room_for_itself() -> None:
+    """Also where one response at once is all that a user may have; what else runs makes none."""
+    async with site(max_responses_per_user=1) as s, attached(s.one) as client, attached(s.two) as other:
+        running = await client.respond()
+        turn = await s.model.turn()
+        error = await refused(other, "response.create", input="go", multitask_strategy="interrupt")
+        assert error["code"] == "too_many_responses_at_once"
+        for _ in range(3):
+            interrupting = await client.respond(multitask_strategy="interrupt")
+            await end(client, running)
+            turn, running = await s.model.turn(), interrupting
+        turn.end("hi")
+        await end(client, running)
+        await slots(s, 0)
+
+
 async def completes(turn: Turn, _client: Client, _s: Site) -> None:
     """The model is done."""
     turn.end("hi")
