@@ -25,8 +25,8 @@ from realtime.connections import Connections
 from realtime.drain import Drain, Work
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, NotFound, RealtimeError, ServerError, StoreError, Unavailable
-from realtime.http import error_body, error_headers, send_answer, send_error, send_json
-from realtime.observe import logs, metrics
+from realtime.http import error_body, error_headers, send_error, send_json
+from realtime.observe import logs
 from realtime.oneshot import OneShots
 from realtime.pace import Pace
 from realtime.page import Page
@@ -191,7 +191,7 @@ def _other_routes(site: _Site, oneshots: OneShots) -> list[BaseRoute]:
         _route("/v1/admin/revoke", access.revoke, "POST"),
         Route("/healthz", _Endpoint(_alive), methods=["GET"]),
         Route("/readyz", _Endpoint(partial(_ready, site.parts.store, site.connections)), methods=["GET"]),
-        Route("/metrics", _Endpoint(_metrics), methods=["GET"]),
+        Route("/metrics", _Endpoint(access.metrics), methods=["GET"]),
         Route("/", page),
         Mount("/static", page),
     ]
@@ -276,11 +276,6 @@ async def _ready(store: Store, connections: Connections, _scope: Scope, _receive
         await send_error(send, error)
         return
     await send_json(send, {"status": "ready"})
-
-
-async def _metrics(_scope: Scope, _receive: Receive, send: Send) -> None:
-    body, content_type = metrics.render()
-    await send_answer(send, 200, [(b"content-type", content_type.encode())], body)
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:

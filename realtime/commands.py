@@ -20,6 +20,7 @@ from realtime.control import CancelResponse
 from realtime.conversation import Message, messages
 from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
 from realtime.live import RETRY_S, LiveSession
+from realtime.observe import metrics
 from realtime.protocol import (
     CONTROL_CHANNEL,
     SESSION_CHANNEL,
@@ -119,6 +120,7 @@ class Commands:
             expires_at="",
         )
         await self._store.create(session)
+        metrics.SESSIONS_CREATED.inc()
         return session_id
 
     async def create_task(self, principal: Principal, name: str, given: object) -> tuple[str, RateLimit]:

@@ -76,7 +76,7 @@ class Connection:
         receive: Receive,
         send: Send,
     ) -> None:
-        self.feed = Feed(opening, access.principal)
+        self.feed = Feed(opening, access.principal, transport="websocket")
         self._opening = opening
         self._access = access
         self._door = door

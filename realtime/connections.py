@@ -13,7 +13,8 @@ from realtime.access.principal import Principal
 from realtime.access.revocations import revoked
 from realtime.errors import AuthenticationError, Unavailable
 from realtime.feed import Closing
-from realtime.observe import logs
+from realtime.observe import logs, metrics
+from realtime.observe.delivery import tell_deliveries
 from realtime.protocol import CloseCode, SessionGoingAway
 
 LOOKS_PER_TIMEOUT = 10
@@ -28,6 +29,7 @@ class Held(Protocol):
     """An open connection, over whichever transport."""
 
     principal: Principal
+    transport: str
     is_warned: bool
     sending_since: float
 
@@ -95,9 +97,12 @@ class Connections:
         if self._is_revoked(connection.principal, connection.session_id):
             raise revoked()
         self._held.add(connection)
+        metrics.CONNECTIONS_OPENED.labels(connection.transport).inc()
+        metrics.CONNECTIONS.labels(connection.transport).inc()
         try:
             yield
         finally:
+            metrics.CONNECTIONS.labels(connection.transport).dec()
             self._held.discard(connection)
             if not self._held:
                 self._emptied.set()
@@ -110,12 +115,13 @@ class Connections:
 
     async def watch(self) -> None:
         """Drop, for ever, the connections whose clients have taken nothing for the send timeout, and those whose
-        tokens have expired, which are warned before."""
+        tokens have expired, which are warned before; and count what the others were sent."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(MAX_LOOK_S, self._send_timeout_s / LOOKS_PER_TIMEOUT))
             self._drop_stalled(loop.time() - self._send_timeout_s)
             self._drop_expired(time.time())
+            tell_deliveries()
 
     def drop_revoked(self) -> None:
         """Drop the connections whose tokens count no more."""
@@ -134,6 +140,7 @@ class Connections:
     def _drop_stalled(self, since: float) -> None:
         for one in [one for one in self._held if one.sending_since <= since]:
             logs.info("slow reader dropped", connection=one.name)
+            metrics.SLOW_READERS.inc()
             one.drop(Closing(CloseCode.SLOW_READER, by_server=True))
 
     def _drop_expired(self, now: float) -> None:

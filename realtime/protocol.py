@@ -84,6 +84,11 @@ def timestamp_of(epoch_s: float) -> str:
     return _rfc3339(datetime.fromtimestamp(epoch_s, UTC))
 
 
+def seconds_since(at: str) -> float:
+    """How long a time of that form was ago, by this machine's clock."""
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+
+
 def _rfc3339(at: datetime) -> str:
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 

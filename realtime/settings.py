@@ -72,6 +72,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a task is kept after its last use."""
     worker_slots: Positive = 10
     """Tasks at once in one process."""
+    worker_metrics_port: Port = 0
+    """Where on 127.0.0.1 a `realtime worker` shows its metrics; 0: nowhere."""
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     """What a response does when its last viewer leaves."""
     disconnect_grace_ms: GraceMs = 0

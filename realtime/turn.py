@@ -18,6 +18,7 @@ from realtime.errors import BudgetError, ConflictError, RealtimeError, ServerErr
 from realtime.journal import Journal, Tail
 from realtime.live import RETRY_S, LiveSession
 from realtime.log import Deltas, length
+from realtime.observe import metrics
 from realtime.pace import Breath, Pace
 from realtime.protocol import (
     MAX_FRAME_CHARS,
@@ -157,8 +158,10 @@ class Turn:
             if isinstance(entry, Deltas):
                 said = self._meter.said if isinstance(entry.template, OutputTextDelta) else self._meter.thought
                 said("".join(entry.texts))
-        write = Write(self._response.id, [self._done(End.failed(error))], expect=sum(map(length, entries)))
+        done = self._done(End.failed(error))
+        write = Write(self._response.id, [done], expect=sum(map(length, entries)))
         await self._live.store.append(self._live.id, [write])
+        self._ended(done)
 
     def stop(self, end: End) -> None:
         """End the response with `end`, unless it is ending already. The model call is closed at once."""
@@ -180,7 +183,9 @@ class Turn:
             except ConflictError as error:  # the session is full: it takes the end alone
                 self._decide(End.failed(error))
         assert self._end is not None
-        await self._open(self._done(self._end))
+        done = self._done(self._end)
+        await self._open(done)
+        self._ended(done)
 
     async def _open(self, first: ResponseInProgress | ResponseDone) -> None:
         """Append the channel's first event, unless somebody has. Raises `PositionConflict` where another instance runs
@@ -205,10 +210,13 @@ class Turn:
             await asyncio.sleep(RETRY_S)
 
     async def _put_end(self, end: End) -> None:
+        done = self._done(end)
         try:
-            await self._turns.journal.finish(self._tail, self._done(end))
+            await self._turns.journal.finish(self._tail, done)
         except StoreError as error:  # a part of what it would follow is lost, and it must not be taken for whole
             await self._bury(error)
+        else:
+            self._ended(done)
 
     async def _until_end(self) -> End:
         """Answer until the answer, an error or `stop` ends it."""
@@ -297,6 +305,10 @@ class Turn:
             count(usage)
         else:
             self._purse.drop()
+
+    def _ended(self, done: ResponseDone) -> None:
+        """The store has the end that was written here."""
+        metrics.response_ended(done, self._live.state.settings_of(self._response).max_output_tokens)
 
     def _usage(self) -> Usage:
         return self._turns.prices.priced(self._response.model, self._meter.usage())

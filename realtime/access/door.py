@@ -45,6 +45,7 @@ class Door:
         self.audit = Audit(hides_sessions=verifier is None)
         self._verifier = verifier
         self._revocations = revocations
+        self.checks_tokens = verifier is not None
 
     def access(self, action: str, scope: Scope, session_id: str | None = None) -> Access:
         """An access that begins, to be told in the audit log."""

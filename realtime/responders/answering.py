@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from realtime.errors import ServerError, UpstreamError
 from realtime.idle import IdleTimeout
+from realtime.observe.model_call import ModelCall
 from realtime.responders.base import Request, Responder, ResponderEvent
 
 
@@ -14,12 +15,27 @@ class Answer:
     """An answer that is coming in: iterate over `events`, call `progress` for each that has content, and `pause` before
     a wait that is not the model's."""
 
-    __slots__ = ("events", "pause", "progress")
+    __slots__ = ("_call", "_idle", "events", "pause", "progress")
 
-    def __init__(self, events: AsyncIterator[ResponderEvent], idle: IdleTimeout) -> None:
+    def __init__(self, events: AsyncIterator[ResponderEvent], idle: IdleTimeout, call: ModelCall) -> None:
         self.events = events
-        self.pause = idle.pause
-        self.progress = idle.progress
+        self.pause: Callable[[], None] = self._first_pause
+        self.progress: Callable[[], None] = self._first_progress
+        self._idle = idle
+        self._call = call
+
+    def _first_pause(self) -> None:
+        self._begin()
+        self.pause()
+
+    def _first_progress(self) -> None:
+        self._begin()
+        self.progress()
+
+    def _begin(self) -> None:
+        """It has said something; nobody looks from here on."""
+        self._call.first()
+        self.pause, self.progress = self._idle.pause, self._idle.progress
 
 
 @asynccontextmanager
@@ -28,14 +44,21 @@ async def answering(responder: Responder, request: Request, *, idle_s: float) ->
 
     Raises `UpstreamError` (`upstream_stalled`) out of the block after `idle_s` seconds without progress.
     """
-    idle = IdleTimeout(idle_s)
-    try:
-        async with idle:
+    with ModelCall() as call:
+        async with _talking(idle := IdleTimeout(idle_s)):
             events = responder(request)
             try:
-                yield Answer(events, idle)
+                yield Answer(events, idle, call)
             finally:
                 await _close(events)
+
+
+@asynccontextmanager
+async def _talking(idle: IdleTimeout) -> AsyncIterator[None]:
+    """A block that silence ends. Raises `UpstreamError`."""
+    try:
+        async with idle:
+            yield
     except TimeoutError:
         if not idle.expired:
             raise

@@ -24,7 +24,7 @@ from realtime.lease import BEATS_PER_LEASE, Lease
 from realtime.live import RETRY_S, LiveSession
 from realtime.observe import logs, metrics
 from realtime.offload import offload
-from realtime.protocol import TaskDone, TaskStarted, timestamp
+from realtime.protocol import TaskDone, TaskStarted, seconds_since, timestamp
 from realtime.store.base import PositionConflict, TaskRef, Write
 from realtime.tasks.context import Context, Model, TaskSession
 from realtime.tasks.outcome import completed, ended, failed, failure, is_final, out_of_time
@@ -66,6 +66,7 @@ class Run:
         self._kit = kit
         self._live: LiveSession
         self._payer = ""
+        self._created_at = ""
         self._claimed = 0
         """The attempt that was claimed here and has not begun."""
         self._end: TaskDone | None = None
@@ -221,6 +222,8 @@ class Run:
 
     async def _measured(self, reporter: AttemptReporter, attempt: int, given: str) -> Any:
         metrics.TASK_ATTEMPTS.labels(self.task.name).inc()
+        if attempt == 1:
+            metrics.TASK_WAIT_SECONDS.labels(self.task.name).observe(max(0.0, seconds_since(self._created_at)))
         with metrics.TASKS_RUNNING.track_inprogress(), metrics.TASK_SECONDS.labels(self.task.name).time():
             return await self._work(reporter, attempt, given)
 
@@ -239,6 +242,7 @@ class Run:
         created = await read_created(self._live.store, self._live.id, position)
         assert created.input is not None
         self._payer = created.payer or f"user:{created.user}"
+        self._created_at = created.task.created_at
         return created.input
 
     def _context(self, reporter: AttemptReporter, attempt: int) -> Context:
