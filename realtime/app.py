@@ -105,6 +105,7 @@ def _site(settings: Settings, parts: Parts) -> _Site:
         max_connections=settings.max_connections,
         send_timeout_s=settings.send_timeout_s,
         is_revoked=revocations.covers,
+        name_of=parts.audit.name_of,
     )
     admission = make_admission(parts, settings)
     models = frozenset({parts.model.default_model, *settings.allowed_models})
@@ -114,7 +115,7 @@ def _site(settings: Settings, parts: Parts) -> _Site:
         parts=parts,
         connections=connections,
         revocations=revocations,
-        door=Door(parts.verifier, revocations),
+        door=Door(parts.verifier, revocations, parts.audit),
         admission=admission,
         limits=limits,
         engine=_engine(settings, parts, admission, limits),
@@ -135,6 +136,7 @@ def _engine(settings: Settings, parts: Parts, admission: Admission, limits: Limi
         tools=TaskTools(desk, admission.task),
         till=parts.till,
         prices=parts.model.prices,
+        name_of=parts.audit.name_of,
     )
     return Engine(
         parts.store,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from realtime.access.audit import hidden
 from realtime.access.principal import Principal
 from realtime.access.revocations import revoked
 from realtime.errors import AuthenticationError, Unavailable
@@ -57,7 +58,7 @@ def _never(_principal: Principal, _session_id: str | None) -> bool:
 
 class Connections:
     """The open connections. `watch` has to run beside it. `is_revoked` says whose tokens count no more for the session
-    that they read.
+    that they read, `name_of` what a session is called in the log.
 
     While it is `draining` nothing new is let in.
     """
@@ -68,9 +69,11 @@ class Connections:
         max_connections: int,
         send_timeout_s: float,
         is_revoked: Callable[[Principal, str | None], bool] = _never,
+        name_of: Callable[[str], str] = hidden,
     ) -> None:
         self.draining = False
         self._is_revoked = is_revoked
+        self._name_of = name_of
         self._max_connections = max_connections
         self._send_timeout_s = send_timeout_s
         self._held: set[Held] = set()
@@ -139,7 +142,7 @@ class Connections:
 
     def _drop_stalled(self, since: float) -> None:
         for one in [one for one in self._held if one.sending_since <= since]:
-            logs.info("slow reader dropped", connection=one.name)
+            logs.info("slow reader dropped", connection=one.name, session=self._name_of(one.session_id or ""))
             metrics.SLOW_READERS.inc()
             one.drop(Closing(CloseCode.SLOW_READER, by_server=True))
 

@@ -10,6 +10,7 @@ from typing import Any, assert_never
 import msgspec
 from msgspec import Struct, field
 
+from realtime.access.audit import hidden
 from realtime.access.prices import Prices, weighted_tokens
 from realtime.access.till import Till, count
 from realtime.call import BUDGET_EXCEEDED
@@ -18,7 +19,7 @@ from realtime.errors import BudgetError, ConflictError, RealtimeError, ServerErr
 from realtime.journal import Journal, Tail
 from realtime.live import RETRY_S, LiveSession
 from realtime.log import Deltas, length
-from realtime.observe import metrics
+from realtime.observe import logs, metrics
 from realtime.pace import Breath, Pace
 from realtime.protocol import (
     MAX_FRAME_CHARS,
@@ -76,6 +77,8 @@ class Turns(Struct, frozen=True):
     tools: TaskTools
     till: Till
     prices: Prices
+    name_of: Callable[[str], str] = hidden
+    """What a session is called in the log."""
     abandoned: set[asyncio.Task[None]] = field(default_factory=set)
     """Responders that were stopped and have not ended yet."""
 
@@ -124,6 +127,10 @@ class Turn:
 
     async def run(self) -> None:
         """Claim the response, answer it, end it. Returns when the store has the end, or has refused it."""
+        with logs.bound(session=self._turns.name_of(self._live.id), response=self._response.id):
+            await self._run()
+
+    async def _run(self) -> None:
         try:
             await self._begin()
             if not self._response.done:

@@ -14,6 +14,7 @@ from realtime.connections import Connections
 from realtime.engine import Engine
 from realtime.errors import AuthenticationError, InvalidRequest, RateLimited, RealtimeError, Unavailable
 from realtime.http import refuse_upgrade
+from realtime.observe import logs
 from realtime.opening import Opening, read_opening
 
 
@@ -55,6 +56,11 @@ class RealtimeSocket:
         scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
         allowance = self._admission.messages()
         connection = Connection(opening, access, self._door, allowance, self._engine, receive, send)
+        with logs.bound(connection=connection.feed.name):
+            await self._admit(connection, access, opening, send)
+
+    async def _admit(self, connection: Connection, access: Access, opening: Opening, send: Send) -> None:
+        """Serve a connection, if there may be one more."""
         try:
             async with self._admission.connection(access.principal, connection.feed.name):
                 with self._connections.holding(connection.feed):

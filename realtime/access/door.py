@@ -20,6 +20,7 @@ from realtime.access.rules import check_no_guest, check_scope
 from realtime.access.tokens import Verifier
 from realtime.errors import AuthenticationError, InvalidRequest, RateLimited, RealtimeError, ServerError
 from realtime.http import Headers, send_error
+from realtime.observe import logs
 from realtime.protocol import RateLimit
 
 COOKIE = "realtime_token"
@@ -39,10 +40,11 @@ class Action(Struct, frozen=True):
 
 
 class Door:
-    """Where every request comes in. Without a `verifier` everybody is anonymous, and a token counts for nothing."""
+    """Where every request comes in, told in `audit`. Without a `verifier` everybody is anonymous, and a token counts
+    for nothing."""
 
-    def __init__(self, verifier: Verifier | None, revocations: Revocations) -> None:
-        self.audit = Audit(hides_sessions=verifier is None)
+    def __init__(self, verifier: Verifier | None, revocations: Revocations, audit: Audit) -> None:
+        self.audit = audit
         self._verifier = verifier
         self._revocations = revocations
         self.checks_tokens = verifier is not None
@@ -98,12 +100,13 @@ class Door:
         access = self.access(action.name, scope, session_id)
         send = _with_limits(send, access)
         try:
-            access.principal = await self.identify(scope, session_id)
-            if action.scope is not None:
-                check_scope(access.principal, action.scope)
-            if not action.guests:
-                check_no_guest(access.principal)
-            await work(access, scope, receive, send)
+            with logs.bound(**({"session": self.audit.name_of(session_id)} if session_id else {})):
+                access.principal = await self.identify(scope, session_id)
+                if action.scope is not None:
+                    check_scope(access.principal, action.scope)
+                if not action.guests:
+                    check_no_guest(access.principal)
+                await work(access, scope, receive, send)
         except RealtimeError as error:
             access.tell(error)
             if isinstance(error, RateLimited):

@@ -10,6 +10,8 @@ from realtime.protocol import OutputTextDelta, ReasoningDelta, ServerMessage, Ta
 
 EVERY = 8
 """One in so many messages with deltas has its latency taken."""
+MOST = 200
+"""How many latencies are kept until they are told: to tell one costs a microsecond, and readers wait meanwhile."""
 _DELTAS = (OutputTextDelta, ReasoningDelta, TaskOutputTextDelta)
 
 
@@ -29,7 +31,7 @@ class Deliveries:
         if isinstance(message, _DELTAS):
             self._delta_frames += 1
             self._deltas += message.merged
-            if not self._turn and waited_s >= 0 and not message.replay:
+            if not self._turn and waited_s >= 0 and not message.replay and len(self._latencies) < MOST:
                 self._latencies.append(waited_s)
             self._turn = (self._turn + 1) % EVERY
 

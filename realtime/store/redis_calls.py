@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextvars import Context
 from typing import Any
 
 import hiredis
@@ -78,7 +79,7 @@ class _Lanes:
 
     def _open_lane(self) -> None:
         if len(self._lanes) < self._limit:
-            self._lanes.add(asyncio.create_task(self._serve(), name="redis lane"))
+            self._lanes.add(asyncio.create_task(self._serve(), name="redis lane", context=Context()))
 
     async def _serve(self) -> None:
         """Send what waits until nothing does."""

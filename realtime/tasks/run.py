@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from realtime.access.audit import hidden
 from realtime.access.till import Till
 from realtime.call import ModelSettings
 from realtime.conversation import Message, messages
@@ -53,6 +54,8 @@ class Kit(Struct, frozen=True):
     model: ModelSettings
     till: Till
     ttl_s: float
+    name_of: Callable[[str], str] = hidden
+    """What a session is called in the log, and a task that is one of its own."""
 
 
 class Run:
@@ -88,6 +91,12 @@ class Run:
     async def run(self, live: LiveSession) -> None:
         """Work on the task until it has ended, here or elsewhere. Cancelled, it leaves it for another worker."""
         self._live = live
+        session = self._kit.name_of(live.id)
+        task = session if self.task.task_id == live.id else self.task.task_id
+        with logs.bound(session=session, task=task):
+            await self._run()
+
+    async def _run(self) -> None:
         while True:
             try:
                 if await self._step():
