@@ -14,7 +14,8 @@ from realtime.cursor import Cursor, find_start
 from realtime.doorbell import Doorbell
 from realtime.errors import NotFound, RealtimeError, StoreError
 from realtime.live import RETRY_S, LiveSession
-from realtime.observe.delivery import DELIVERIES
+from realtime.observe import traces
+from realtime.observe.delivery import DELIVERIES, DeliverySpans
 from realtime.opening import Opening
 from realtime.protocol import (
     SESSION_CHANNEL,
@@ -184,6 +185,7 @@ class Feed:
         """Send what there is to send, for ever, and `None` every `beat_s`. Raises the `Closing` that ends it."""
         self._sender = asyncio.current_task()
         beat_at = self._loop.time() + beat_s
+        spans = DeliverySpans(live.traceparent_of) if traces.is_on() else None
         try:
             if self._dropped is not None:
                 raise self._dropped
@@ -195,12 +197,17 @@ class Feed:
                 woken_at, self._woken_at = self._woken_at, math.inf
                 await send(message)
                 self._deliveries.sent(message, self._loop.time() - woken_at)
+                if spans is not None:
+                    spans.sent(message)
         except asyncio.CancelledError:
             if self._dropped is not None:
                 raise self._dropped from None
             raise
         except RealtimeError as error:
             raise Closing.told(error) from None
+        finally:
+            if spans is not None:
+                spans.close()
 
     async def begin(self, live: LiveSession, describe: Callable[[LiveSession], Session]) -> ServerMessage:
         """The first message. Raises the `RealtimeError` that refuses the reader."""

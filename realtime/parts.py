@@ -24,6 +24,7 @@ from realtime.errors import StoreError
 from realtime.journal import Journal
 from realtime.lease import Lease
 from realtime.observe.loop_watch import LoopWatch
+from realtime.observe.traces import tracing
 from realtime.offload import Offloader
 from realtime.protocol import new_id
 from realtime.responders.base import Responder
@@ -125,6 +126,7 @@ def make_worker(parts: Parts, settings: Settings) -> Worker:
 async def entered(parts: Parts, settings: Settings) -> AsyncIterator[None]:
     """Have the parts work for as long as the block lasts; at its end the instance's lease is given back."""
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(tracing(settings.traces))
         await stack.enter_async_context(LoopWatch(settings.loop_block_ms / 1000))
         await stack.enter_async_context(Offloader())
         await stack.enter_async_context(parts.store)

@@ -448,15 +448,17 @@ class Bill(Struct, kw_only=True, frozen=True):
 
 
 class ResponseCreated(ChannelEvent, kw_only=True, frozen=True, tag="response.created"):
-    """A response was accepted. Its `overrides` and its `bill` stay in the log and are not sent."""
+    """A response was accepted. Its `overrides`, its `bill`, and the `traceparent` of what has made it stay in the log
+    and are not sent."""
 
     response: Response
     overrides: Overrides | None = None
     bill: Bill | None = None
+    traceparent: str | None = None
 
     def for_clients(self) -> Self:
         """Without what only servers need."""
-        return msgspec.structs.replace(self, overrides=None, bill=None)
+        return msgspec.structs.replace(self, overrides=None, bill=None, traceparent=None)
 
 
 class ResponseInProgress(ChannelEvent, kw_only=True, frozen=True, tag="response.in_progress"):
@@ -504,17 +506,18 @@ class ResponseDone(ChannelEvent, kw_only=True, frozen=True, tag="response.done")
 
 
 class TaskCreated(ChannelEvent, kw_only=True, frozen=True, tag="task.created"):
-    """A task was accepted. Its `input`, as JSON, the `user` who asked for it, and the `payer` whose limits count stay
-    in the log and are not sent."""
+    """A task was accepted. Its `input`, as JSON, the `user` who asked for it, the `payer` whose limits count, and the
+    `traceparent` of what has made it stay in the log and are not sent."""
 
     task: Task
     input: str | None = None
     user: str | None = None
     payer: str | None = None
+    traceparent: str | None = None
 
     def for_clients(self) -> Self:
         """Without what only servers need."""
-        return msgspec.structs.replace(self, input=None, user=None, payer=None)
+        return msgspec.structs.replace(self, input=None, user=None, payer=None, traceparent=None)
 
 
 class TaskStarted(ChannelEvent, kw_only=True, frozen=True, tag="task.started"):

@@ -19,7 +19,7 @@ from realtime.errors import BudgetError, ConflictError, RealtimeError, ServerErr
 from realtime.journal import Journal, Tail
 from realtime.live import RETRY_S, LiveSession
 from realtime.log import Deltas, length
-from realtime.observe import logs, metrics
+from realtime.observe import logs, metrics, traces
 from realtime.pace import Breath, Pace
 from realtime.protocol import (
     MAX_FRAME_CHARS,
@@ -101,6 +101,7 @@ class Turn:
         "_reasoning",
         "_response",
         "_said",
+        "_span",
         "_tail",
         "_text",
         "_turns",
@@ -116,6 +117,7 @@ class Turn:
         self._text = OutputTextDelta(response_id=response.id, delta="")
         self._reasoning = ReasoningDelta(response_id=response.id, delta="")
         self._purse = turns.till.adopt(response.bill, session_id=live.id)
+        self._span = traces.NOTHING
         self._is_ours = False
         """Whether it was claimed or ended here, so that what it has used is settled here."""
         self._meter = Meter(0)
@@ -128,7 +130,8 @@ class Turn:
     async def run(self) -> None:
         """Claim the response, answer it, end it. Returns when the store has the end, or has refused it."""
         with logs.bound(session=self._turns.name_of(self._live.id), response=self._response.id):
-            await self._run()
+            with traces.span("response", parent=self._response.traceparent) as self._span:
+                await self._run()
 
     async def _run(self) -> None:
         try:
@@ -316,6 +319,9 @@ class Turn:
     def _ended(self, done: ResponseDone) -> None:
         """The store has the end that was written here."""
         metrics.response_ended(done, self._live.state.settings_of(self._response).max_output_tokens)
+        self._span.set({"realtime.response.status": done.status, "realtime.response.stop_reason": done.stop_reason})
+        if done.error is not None:
+            self._span.fail(done.error.code)
 
     def _usage(self) -> Usage:
         return self._turns.prices.priced(self._response.model, self._meter.usage())
@@ -330,6 +336,7 @@ class Turn:
                 if self._is_decided():
                     break
                 if isinstance(event, Finish):
+                    answer.finished(event)
                     return calls, event
                 if isinstance(event, ToolCall):
                     calls.append(event)

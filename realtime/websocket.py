@@ -14,7 +14,7 @@ from realtime.connections import Connections
 from realtime.engine import Engine
 from realtime.errors import AuthenticationError, InvalidRequest, RateLimited, RealtimeError, Unavailable
 from realtime.http import refuse_upgrade
-from realtime.observe import logs
+from realtime.observe import logs, traces
 from realtime.opening import Opening, read_opening
 
 
@@ -53,10 +53,11 @@ class RealtimeSocket:
         if refusal is not None:  # after the upgrade, so that a browser can read it
             await refuse(opening.codec, refusal, send)
             return
+        traceparent = traces.named_in(scope["headers"])
         scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
         allowance = self._admission.messages()
         connection = Connection(opening, access, self._door, allowance, self._engine, receive, send)
-        with logs.bound(connection=connection.feed.name):
+        with logs.bound(connection=connection.feed.name), traces.linked(traceparent):
             await self._admit(connection, access, opening, send)
 
     async def _admit(self, connection: Connection, access: Access, opening: Opening, send: Send) -> None:

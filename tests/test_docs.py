@@ -144,7 +144,7 @@ OBJECTS: dict[str, type[Struct]] = {
     "Note sections": clinical_note.Sections,
 }
 NAMES = {kind: name.lower() for name, kind in OBJECTS.items()}
-IN_THE_LOG_ONLY = {"overrides", "bill", "instance", "input", "user", "payer", "at", "result_json"}
+IN_THE_LOG_ONLY = {"overrides", "bill", "instance", "input", "user", "payer", "traceparent", "at", "result_json"}
 """Fields of channel events that are not sent."""
 PATTERNS = {get_args(protocol.Id)[1].pattern: "id", r"\S": "text"}
 """What the page calls a string of such a form."""

@@ -5,8 +5,10 @@ A counter of prometheus-client costs half a microsecond, and several times that 
 
 from __future__ import annotations
 
-from realtime.observe import metrics
-from realtime.protocol import OutputTextDelta, ReasoningDelta, ServerMessage, TaskOutputTextDelta
+from collections.abc import Callable
+
+from realtime.observe import metrics, traces
+from realtime.protocol import ChannelEvent, OutputTextDelta, ReasoningDelta, ServerMessage, TaskOutputTextDelta
 
 EVERY = 8
 """One in so many messages with deltas has its latency taken."""
@@ -47,6 +49,50 @@ class Deliveries:
             latency.observe(waited_s)
         self._latencies.clear()
         self._frames = self._deltas = self._delta_frames = 0
+
+
+class DeliverySpans:
+    """The spans of one reader: from the first frame of a response that it was sent to the last one. What is only
+    replayed is none. `traceparent_of` tells what has made a response."""
+
+    def __init__(self, traceparent_of: Callable[[str], str | None]) -> None:
+        self._traceparent_of = traceparent_of
+        self._open: dict[str, _Delivery] = {}
+
+    def sent(self, message: ServerMessage | None) -> None:
+        """A message was written."""
+        response_id: str | None = getattr(message, "response_id", None)
+        if response_id is None or not isinstance(message, ChannelEvent) or message.replay:
+            return
+        delivery = self._open.get(response_id)
+        if delivery is None:
+            delivery = self._open[response_id] = _Delivery(self._traceparent_of(response_id))
+        delivery.frames += 1
+        delivery.events += message.merged
+        if message.ends_channel:
+            self._open.pop(response_id).end(whole=True)
+
+    def close(self) -> None:
+        """The reader is gone."""
+        for delivery in self._open.values():
+            delivery.end(whole=False)
+        self._open.clear()
+
+
+class _Delivery:
+    def __init__(self, traceparent: str | None) -> None:
+        self.frames = self.events = 0
+        self._span = traces.start("deliver", parent=traceparent)
+
+    def end(self, *, whole: bool) -> None:
+        self._span.set(
+            {
+                "realtime.delivery.frames": self.frames,
+                "realtime.delivery.events": self.events,
+                "realtime.delivery.whole": whole,
+            }
+        )
+        self._span.end()
 
 
 DELIVERIES = {transport: Deliveries(transport) for transport in ("websocket", "sse")}

@@ -23,7 +23,7 @@ from realtime.errors import ConflictError, NotFound, RealtimeError, ServerError,
 from realtime.journal import Journal, Tail
 from realtime.lease import BEATS_PER_LEASE, Lease
 from realtime.live import RETRY_S, LiveSession
-from realtime.observe import logs, metrics
+from realtime.observe import logs, metrics, traces
 from realtime.offload import offload
 from realtime.protocol import TaskDone, TaskStarted, seconds_since, timestamp
 from realtime.store.base import PositionConflict, TaskRef, Write
@@ -70,6 +70,8 @@ class Run:
         self._live: LiveSession
         self._payer = ""
         self._created_at = ""
+        self._traceparent: str | None = None
+        self._span = traces.NOTHING
         self._claimed = 0
         """The attempt that was claimed here and has not begun."""
         self._end: TaskDone | None = None
@@ -126,7 +128,10 @@ class Run:
             self._live.state.apply(first)  # it is this instance's from now on, whoever's it was
         given = await self._input()
         self._claimed = 0
-        return await self._attempt(record, given)
+        told = {"realtime.task.attempt": record.attempt}
+        name = f"task {self.task.name}"
+        with traces.span(name, kind="CONSUMER", parent=self._traceparent, attributes=told) as self._span:
+            return await self._attempt(record, given)
 
     async def _may_run(self, record: TaskRecord) -> bool:
         """Whether nobody else is at it."""
@@ -178,6 +183,7 @@ class Run:
                 reporter.flush()
                 await self._kit.journal.finish(tail, end)
                 metrics.TASKS_FINISHED.labels(self.task.name, end.status).inc()
+                self._span.set({"realtime.task.status": end.status})
                 return True
         finally:
             reporter.stop()
@@ -226,6 +232,7 @@ class Run:
         return self._failed(failure(error), record)
 
     def _failed(self, error: RealtimeError, record: TaskRecord) -> TaskDone | None:
+        self._span.fail(error.code)
         is_last = record.attempt - record.lost > self._definition.retries
         return failed(self.task, error) if is_last or is_final(error) else None
 
@@ -252,6 +259,7 @@ class Run:
         assert created.input is not None
         self._payer = created.payer or f"user:{created.user}"
         self._created_at = created.task.created_at
+        self._traceparent = created.traceparent
         return created.input
 
     def _context(self, reporter: AttemptReporter, attempt: int) -> Context:
