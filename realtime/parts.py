@@ -23,6 +23,7 @@ from realtime.call import ModelSettings
 from realtime.errors import StoreError
 from realtime.journal import Journal
 from realtime.lease import Lease
+from realtime.observe import metrics
 from realtime.observe.loop_watch import LoopWatch
 from realtime.observe.traces import tracing
 from realtime.offload import Offloader
@@ -110,6 +111,7 @@ def make_admission(parts: Parts, settings: Settings) -> Admission:
 
 def make_worker(parts: Parts, settings: Settings) -> Worker:
     """What runs tasks."""
+    metrics.expect_tasks(parts.registry.definitions)
     kit = Kit(
         registry=parts.registry,
         journal=parts.journal,

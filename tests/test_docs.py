@@ -551,6 +551,8 @@ def test_metrics_agree() -> None:
     rows = table(OPERATIONS, "Metrics", "metric")
     named = {name: tuple(re.findall(r"`(\w+)`", row["labels"])) for name, row in rows.items()}
     assert named == metrics.LABELS
+    causes = rows["realtime_responses_total"]["counts"].partition("for `cancelled`: ")[2]
+    assert tuple(re.findall(r"`(\w+)`", causes)) == metrics.CAUSES
 
 
 # --- architecture ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ set, as by `realtime serve --workers`, any of them tells what all have counted.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -25,7 +26,7 @@ REGISTRY = CollectorRegistry()
 
 FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 """Bounds of times in this process, in seconds."""
-SLOW = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
+SLOW = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 """Bounds of waits for a model."""
 LONG = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """Bounds of what tasks take."""
@@ -148,9 +149,35 @@ LOOP_BLOCKS = _counter(
 LOOP_LAG_SECONDS = _histogram("realtime_loop_lag_seconds", "How late a timer of the event loop fired.", FAST)
 
 
-for _transport in ("websocket", "sse", "oneshot", "task"):  # shown from the start
-    CONNECTIONS.labels(_transport)
-    CONNECTIONS_OPENED.labels(_transport)
+CAUSES = ("cancelled", "interrupted", "disconnected", "session_closed", "session_deleted", "session_lost")
+"""Why responses are cancelled."""
+
+
+def _show_from_the_start() -> None:
+    """Have what may come be shown as 0: where a series begins with its first 1, Prometheus sees no increase."""
+    for transport in ("websocket", "sse", "oneshot", "task"):
+        CONNECTIONS.labels(transport)
+        CONNECTIONS_OPENED.labels(transport)
+    for status in ("completed", "incomplete"):
+        RESPONSES.labels(status, "")
+    for cause in CAUSES:
+        RESPONSES.labels("cancelled", cause)
+        UNUSED_TOKENS.labels(cause)
+    for kind in ("timeout", "unreachable", "refused"):
+        STORE_ERRORS.labels(kind)
+
+
+_show_from_the_start()
+
+
+def expect_tasks(names: Iterable[str]) -> None:
+    """The same for what tasks of these names may come to, in a process that runs them."""
+    for name in names:
+        TASK_ATTEMPTS.labels(name)
+        TASK_SECONDS.labels(name)
+        TASK_WAIT_SECONDS.labels(name)
+        for status in ("complete", "failed", "cancelled"):
+            TASKS_FINISHED.labels(name, status)
 
 
 def response_ended(done: ResponseDone, max_output_tokens: int) -> None:
