@@ -98,10 +98,10 @@ class Connection:
         try:
             principal = self.feed.principal
             session_id = self._opening.session_id or await self._engine.commands.create(principal)
-            with logs.bound(session=self._door.audit.name_of(session_id)):
-                async with self._engine.attach(session_id, self.feed, principal) as live:
-                    self._tell_access(session_id)
-                    return await self._serve(live)
+            logs.bind(session=self._door.audit.name_of(session_id))
+            async with self._engine.attach(session_id, self.feed, principal) as live:
+                self._tell_access(session_id)
+                return await self._serve(live)
         except RealtimeError as error:
             self._tell_access(self._opening.session_id, error)
             return Closing.told(error)

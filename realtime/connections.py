@@ -142,7 +142,8 @@ class Connections:
 
     def _drop_stalled(self, since: float) -> None:
         for one in [one for one in self._held if one.sending_since <= since]:
-            logs.info("slow reader dropped", connection=one.name, session=self._name_of(one.session_id or ""))
+            session = self._name_of(one.session_id) if one.session_id else None
+            logs.info("slow reader dropped", connection=one.name, session=session)
             metrics.SLOW_READERS.inc()
             one.drop(Closing(CloseCode.SLOW_READER, by_server=True))
 

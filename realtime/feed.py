@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import islice
 from typing import NoReturn
 
@@ -185,7 +186,7 @@ class Feed:
         """Send what there is to send, for ever, and `None` every `beat_s`. Raises the `Closing` that ends it."""
         self._sender = asyncio.current_task()
         beat_at = self._loop.time() + beat_s
-        spans = DeliverySpans(live.traceparent_of) if traces.is_on() else None
+        spans = DeliverySpans(partial(_traceparent_of, live)) if traces.is_on() else None
         try:
             if self._dropped is not None:
                 raise self._dropped
@@ -253,6 +254,11 @@ class Feed:
             await self._doorbell.wait(min(cursor.due, until))
         self.sending_since = now
         return None
+
+
+def _traceparent_of(live: LiveSession, response_id: str) -> str | None:
+    response = live.state.responses.get(response_id)
+    return response.traceparent if response else None
 
 
 def _gone(gone: Gone) -> Closing:

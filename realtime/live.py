@@ -229,11 +229,6 @@ class LiveSession:
         unfinished = {name: self.views[name].log.head for name in names}
         return {SESSION_CHANNEL: self.state.position - int(self.state.closed), **unfinished}
 
-    def traceparent_of(self, response_id: str) -> str | None:
-        """What has made a response, as traces name it."""
-        response = self.state.responses.get(response_id)
-        return response.traceparent if response else None
-
     async def stored(self, channel: str) -> list[Entry]:
         """What the store has of a channel."""
         return (await self._read_log(channel)).entries(0)

@@ -108,10 +108,10 @@ class Sessions:
         self._connections.admit()
         opening = read_stream_opening(scope, session_id_in(scope))
         stream = EventStream(opening, access, self._engine, receive, send)
-        with logs.bound(connection=stream.feed.name):
-            async with self._admission.connection(access.principal, stream.feed.name):
-                with self._connections.holding(stream.feed):
-                    await stream.run()
+        logs.bind(connection=stream.feed.name)
+        async with self._admission.connection(access.principal, stream.feed.name):
+            with self._connections.holding(stream.feed):
+                await stream.run()
 
 
 def session_id_in(scope: Scope) -> str:

@@ -53,15 +53,11 @@ class RealtimeSocket:
         if refusal is not None:  # after the upgrade, so that a browser can read it
             await refuse(opening.codec, refusal, send)
             return
-        traceparent = traces.named_in(scope["headers"])
+        traces.link(traces.named_in(scope["headers"]))
         scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
         allowance = self._admission.messages()
         connection = Connection(opening, access, self._door, allowance, self._engine, receive, send)
-        with logs.bound(connection=connection.feed.name), traces.linked(traceparent):
-            await self._admit(connection, access, opening, send)
-
-    async def _admit(self, connection: Connection, access: Access, opening: Opening, send: Send) -> None:
-        """Serve a connection, if there may be one more."""
+        logs.bind(connection=connection.feed.name)
         try:
             async with self._admission.connection(access.principal, connection.feed.name):
                 with self._connections.holding(connection.feed):

@@ -99,14 +99,15 @@ class Door:
         session_id = scope.get("path_params", {}).get("session_id")
         access = self.access(action.name, scope, session_id)
         send = _with_limits(send, access)
+        if session_id is not None:
+            logs.bind(session=self.audit.name_of(session_id))
         try:
-            with logs.bound(**({"session": self.audit.name_of(session_id)} if session_id else {})):
-                access.principal = await self.identify(scope, session_id)
-                if action.scope is not None:
-                    check_scope(access.principal, action.scope)
-                if not action.guests:
-                    check_no_guest(access.principal)
-                await work(access, scope, receive, send)
+            access.principal = await self.identify(scope, session_id)
+            if action.scope is not None:
+                check_scope(access.principal, action.scope)
+            if not action.guests:
+                check_no_guest(access.principal)
+            await work(access, scope, receive, send)
         except RealtimeError as error:
             access.tell(error)
             if isinstance(error, RateLimited):

@@ -80,14 +80,11 @@ def named_in(headers: Headers) -> str | None:
     return next((value.decode("latin-1") for name, value in headers if name == b"traceparent"), None)
 
 
-@contextmanager
-def linked(traceparent: str | None) -> Iterator[None]:
-    """A block in which the first span of each trace points to another one, which is too old to be its parent."""
-    token = _link.set(traceparent)
-    try:
-        yield
-    finally:
-        _link.reset(token)
+def link(traceparent: str | None) -> None:
+    """From here on to the end of this asyncio task, the first span of each trace points to that one, which is too old
+    to be its parent."""
+    if traceparent is not None:
+        _link.set(traceparent)
 
 
 def are_wanted(setting: str, environ: Mapping[str, str] = os.environ) -> bool:
@@ -120,12 +117,19 @@ def use(tracer: Tracer | None) -> None:
     _tracer = tracer
 
 
+def check(setting: str) -> None:
+    """Raise `SettingsError` where traces are wanted and can't be had."""
+    if are_wanted(setting):
+        _load().close()
+
+
 def _load() -> Tracer:
     try:
         from realtime.observe import otel
+
+        return otel.load()
     except ImportError:
         raise SettingsError("traces are asked for, and need: pip install 'realtime-server[otel]'") from None
-    return otel.load()
 
 
 async def _closed(tracer: Tracer) -> None:

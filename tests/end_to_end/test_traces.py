@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -16,11 +18,14 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as ge
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
+from realtime import observe
 from realtime.access.audit import hidden
 from realtime.errors import UpstreamError
 from realtime.observe import traces
 from realtime.observe.otel import OtelTracer
+from realtime.responders.anthropic import AnthropicResponder
 from realtime.responders.base import Finish, TokenCount
+from realtime.settings import SettingsError
 from tests.end_to_end import Model
 from tests.support.client import attached
 from tests.support.collector import Collector
@@ -215,3 +220,54 @@ def test_without_traces_nothing_of_them_is_loaded() -> None:
 def test_traces_are_on_where_they_are_asked_for(setting: str, variables: dict[str, str], wanted: bool) -> None:
     """By the setting, or else by the variables that OpenTelemetry has for it."""
     assert traces.are_wanted(setting, variables) is wanted
+
+
+async def test_a_start_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where traces are asked for; a server's, a worker's, and what `realtime check` finds."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.delitem(sys.modules, "realtime.observe.otel")
+    monkeypatch.delattr(observe, "otel")
+    with pytest.raises(SettingsError, match=r"realtime-server\[otel\]"):
+        async with traces.tracing("on"):
+            pass
+    with pytest.raises(SettingsError, match=r"realtime-server\[otel\]"):
+        traces.check("on")
+
+
+def test_an_exporter_that_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is allowed."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    with pytest.raises(SettingsError, match="expected otlp, console or none"):
+        traces.check("auto")
+
+
+async def test_the_models_client_makes_no_spans_of_its_own() -> None:
+    """Nor does it tell the provider of ours."""
+    async with AnthropicResponder(api_key="test", base_url="http://127.0.0.1:1") as responder:
+        options = responder._client.open_telemetry
+    assert options["propagation"] is False
+    assert options["traces"]["enabled"] is False
+
+
+class Stuck(OtelTracer):
+    """One that can't send what is left until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(TracerProvider(shutdown_on_exit=False), is_ours=True)
+        self.may_end = threading.Event()
+
+    def close(self) -> None:
+        self.may_end.wait()
+
+
+async def test_spans_that_cant_be_sent_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the process waits for a collector that does not answer, but not for long."""
+    stuck = Stuck()
+    monkeypatch.setattr(traces, "CLOSE_S", 0.05)
+    monkeypatch.setattr(traces, "_load", lambda: stuck)
+    with structlog.testing.capture_logs() as written:
+        async with traces.tracing("on"):
+            assert traces.is_on()
+        assert not traces.is_on()
+    stuck.may_end.set()
+    assert [line["event"] for line in written] == ["the last traces could not be sent"]
