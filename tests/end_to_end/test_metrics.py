@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 
 import httpx
@@ -12,6 +13,8 @@ import pytest
 
 from realtime.errors import UpstreamError
 from realtime.observe.delivery import EVERY
+from realtime.settings import Settings, SettingsError
+from realtime.tasks.process import run
 from tests.end_to_end import Model, echo
 from tests.support.client import attached
 from tests.support.figures import Figures, figures, until_shown
@@ -155,3 +158,12 @@ async def test_a_worker_of_tasks_shows_its_own_where_it_is_told_to() -> None:
         assert shown.of("realtime_tasks_finished_total", name="count", status="complete") == 1
         assert shown.of("realtime_store_seconds_count") > 0
         assert shown.of("realtime_loop_lag_seconds_count") > 0
+
+
+def test_a_worker_whose_port_is_taken_does_not_start() -> None:
+    """It says which."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = Settings(redis_url="redis://127.0.0.1:1", worker_metrics_port=port)
+        with pytest.raises(SettingsError, match=f"REALTIME_WORKER_METRICS_PORT={port}: can't listen there"):
+            run(settings)
