@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 
 from msgspec import Struct
 
@@ -58,7 +59,7 @@ class Hub:
 
     def _open(self, session_id: str) -> _Use:
         live = LiveSession(session_id, self._store, self._ears)
-        return _Use(live, asyncio.ensure_future(live.open()))
+        return _Use(live, asyncio.create_task(live.open(), context=Context()))
 
 
 class _Use(Struct, frozen=True):
