@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realtime.access.admission import Admission
 from realtime.access.door import Door
@@ -25,8 +25,9 @@ from realtime.connections import Connections
 from realtime.drain import Drain, Work
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, NotFound, RealtimeError, ServerError, StoreError, Unavailable
-from realtime.http import error_body, error_headers, send_answer, send_error, send_json
-from realtime.observe import logs, metrics
+from realtime.http import error_body, error_headers, send_error, send_json
+from realtime.observe import logs, traces
+from realtime.observe.spans import Attributes, Span
 from realtime.oneshot import OneShots
 from realtime.pace import Pace
 from realtime.page import Page
@@ -105,6 +106,7 @@ def _site(settings: Settings, parts: Parts) -> _Site:
         max_connections=settings.max_connections,
         send_timeout_s=settings.send_timeout_s,
         is_revoked=revocations.covers,
+        name_of=parts.audit.name_of,
     )
     admission = make_admission(parts, settings)
     models = frozenset({parts.model.default_model, *settings.allowed_models})
@@ -114,7 +116,7 @@ def _site(settings: Settings, parts: Parts) -> _Site:
         parts=parts,
         connections=connections,
         revocations=revocations,
-        door=Door(parts.verifier, revocations),
+        door=Door(parts.verifier, revocations, parts.audit),
         admission=admission,
         limits=limits,
         engine=_engine(settings, parts, admission, limits),
@@ -135,6 +137,7 @@ def _engine(settings: Settings, parts: Parts, admission: Admission, limits: Limi
         tools=TaskTools(desk, admission.task),
         till=parts.till,
         prices=parts.model.prices,
+        name_of=parts.audit.name_of,
     )
     return Engine(
         parts.store,
@@ -191,7 +194,7 @@ def _other_routes(site: _Site, oneshots: OneShots) -> list[BaseRoute]:
         _route("/v1/admin/revoke", access.revoke, "POST"),
         Route("/healthz", _Endpoint(_alive), methods=["GET"]),
         Route("/readyz", _Endpoint(partial(_ready, site.parts.store, site.connections)), methods=["GET"]),
-        Route("/metrics", _Endpoint(_metrics), methods=["GET"]),
+        Route("/metrics", _Endpoint(access.metrics), methods=["GET"]),
         Route("/", page),
         Mount("/static", page),
     ]
@@ -199,7 +202,7 @@ def _other_routes(site: _Site, oneshots: OneShots) -> list[BaseRoute]:
 
 def _route(path: str, endpoint: ASGIApp, *methods: str) -> Route:
     """A route without the HEAD that Starlette adds to a GET: a stream of events has no end to wait for."""
-    route = Route(path, _Endpoint(endpoint), methods=methods)
+    route = Route(path, _Endpoint(endpoint, traced=path), methods=methods)
     route.methods = set(methods)
     return route
 
@@ -250,13 +253,36 @@ def _work(site: _Site) -> list[Coroutine[Any, Any, None]]:
 
 
 class _Endpoint:
-    """Makes an ASGI application out of a function of three, which Starlette would take for one of a request."""
+    """Makes an ASGI application out of a function of three, which Starlette would take for one of a request.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A `POST` to what is `traced` by that name is a span, a part of what the request says that it is a part of.
+    """
+
+    def __init__(self, app: ASGIApp, *, traced: str | None = None) -> None:
         self._app = app
+        self._route = traced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+        if self._route is None or scope["method"] != "POST" or not traces.is_on():
+            await self._app(scope, receive, send)
+            return
+        told: Attributes = {"http.request.method": "POST", "http.route": self._route}
+        parent = traces.named_in(scope["headers"])
+        with traces.span(f"POST {self._route}", kind="SERVER", parent=parent, attributes=told) as span:
+            await self._app(scope, receive, _noting(span, send))
+
+
+def _noting(span: Span, send: Send) -> Send:
+    """The same, and the span knows the status of the answer."""
+
+    async def send_noted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            span.set({"http.response.status_code": message["status"]})
+            if message["status"] >= 500:
+                span.fail(str(message["status"]))
+        await send(message)
+
+    return send_noted
 
 
 async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -276,11 +302,6 @@ async def _ready(store: Store, connections: Connections, _scope: Scope, _receive
         await send_error(send, error)
         return
     await send_json(send, {"status": "ready"})
-
-
-async def _metrics(_scope: Scope, _receive: Receive, send: Send) -> None:
-    body, content_type = metrics.render()
-    await send_answer(send, 200, [(b"content-type", content_type.encode())], body)
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,11 +35,14 @@ class Background:
         await self._group.__aexit__(kind, error, trace)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have `work` run until it ends or this does. One that is stopping takes no more work."""
+        """Have `work` run until it ends or this does. One that is stopping takes no more work.
+
+        It is nobody's: it knows nothing of the connection, if any, that has given rise to it.
+        """
         if self._stopping:
             work.close()
             return
-        task = self._group.create_task(_contained(work))
+        task = self._group.create_task(_contained(work), context=Context())
         task.add_done_callback(lambda _: work.close())  # it may have been cancelled before it began
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

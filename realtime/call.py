@@ -90,6 +90,7 @@ class Call:
                     case ToolCall():
                         raise UpstreamError("upstream_error", "The model has called a tool that it was not offered.")
                     case Finish():
+                        answer.finished(event)
                         self.meter.finished(event)
                         self.stop_reason = event.stop_reason
                         return

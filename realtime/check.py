@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from realtime.access.rates import parse_rate
 from realtime.access.tokens import is_configured, make_verifier
+from realtime.observe import traces
 from realtime.responders.choose import choose
 from realtime.responders.demo import demo
 from realtime.settings import Settings, SettingsError, load_settings, parsed, unknown_settings, variable
@@ -81,6 +82,7 @@ def _composed(settings: Settings) -> str:
     others = msgspec.structs.replace(settings, auth_secret="", auth_public_key="", auth_jwks_url="")
     try:
         make_admission(make_parts(others, demo, ()), others)
+        traces.check(settings.traces)
         edge(_nothing, settings)
         parsed(settings, "rate_connections", parse_rate)
     except SettingsError as error:

@@ -76,23 +76,26 @@ def _check(settings: Settings, workers: int, insecure_no_auth: bool) -> None:
 
 def _keep_workers(settings: Settings, count: int) -> int:
     from realtime.server import open_listener, say_where
-    from realtime.workers import MARGIN_S, Workers, keep
+    from realtime.workers import MARGIN_S, Workers, counting_together, keep
 
     listener = open_listener(settings)
     command = [sys.executable, *sys.orig_argv[1:]]
-    workers = Workers(command, listener, count=count, patience_s=settings.drain_s + MARGIN_S)
-    return keep(workers, lambda: say_where(listener, f" ({count} workers)"))
+    patience_s = settings.drain_s + MARGIN_S
+    with counting_together() as ended:
+        workers = Workers(command, listener, count=count, patience_s=patience_s, ended=ended)
+        return keep(workers, lambda: say_where(listener, f" ({count} workers)"))
 
 
 @main.command()
-def worker() -> None:
+@click.option("--metrics-port", default=None, help="Show metrics there, on 127.0.0.1 (REALTIME_WORKER_METRICS_PORT).")
+def worker(metrics_port: str | None) -> None:
     """Run background tasks, beside servers that share a Redis."""
     from realtime.observe import logs
     from realtime.settings import SettingsError, load_settings
     from realtime.tasks.process import run
 
     try:
-        settings = load_settings()
+        settings = load_settings(**_given(worker_metrics_port=metrics_port))
         logs.configure(settings.log_format, settings.log_level)
         run(settings)
     except SettingsError as error:

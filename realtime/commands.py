@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from realtime.access.admission import Admission, Ticket
+from realtime.access.audit import tag_of
 from realtime.access.principal import Principal
 from realtime.access.rules import permit
 from realtime.access.till import Purse
@@ -20,6 +21,7 @@ from realtime.control import CancelResponse
 from realtime.conversation import Message, messages
 from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
 from realtime.live import RETRY_S, LiveSession
+from realtime.observe import metrics, traces
 from realtime.protocol import (
     CONTROL_CHANNEL,
     SESSION_CHANNEL,
@@ -119,6 +121,7 @@ class Commands:
             expires_at="",
         )
         await self._store.create(session)
+        metrics.SESSIONS_CREATED.inc()
         return session_id
 
     async def create_task(self, principal: Principal, name: str, given: object) -> tuple[str, RateLimit]:
@@ -133,6 +136,7 @@ class Commands:
         user = principal.user
         session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
         created = task_created(task_id, name, task_input, user=user, payer=principal.payer, now=session.created_at)
+        created = msgspec.structs.replace(created, traceparent=traces.current())
         task = TaskRef(task_id, task_id, name)
         await self._store.create(session, ttl_s=self._desk.ttl_s)
         try:
@@ -155,7 +159,8 @@ class Commands:
         asked = self._checked(live, command, principal)
         ticket = self._admission.ticket(principal)
         try:
-            return await self._carry_out(asked, ticket)
+            with traces.span(tag_of(command), kind="SERVER"):
+                return await self._carry_out(asked, ticket)
         finally:
             ticket.give_back()
 
@@ -246,9 +251,10 @@ class Commands:
             if isinstance(event, ResponseCreated):
                 tokens = partial(self._most_tokens, live, decision.events)
                 bill = await ticket.response(tokens, live.id, _ending(live.state, decision, payer))
-                event = msgspec.structs.replace(event, bill=bill)
+                event = msgspec.structs.replace(event, bill=bill, traceparent=traces.current())
             elif isinstance(event, TaskCreated):
                 await ticket.task()
+                event = msgspec.structs.replace(event, traceparent=traces.current())
             events.append(event)
         return msgspec.structs.replace(decision, events=events)
 

@@ -76,7 +76,7 @@ class Connection:
         receive: Receive,
         send: Send,
     ) -> None:
-        self.feed = Feed(opening, access.principal)
+        self.feed = Feed(opening, access.principal, transport="websocket")
         self._opening = opening
         self._access = access
         self._door = door
@@ -98,6 +98,7 @@ class Connection:
         try:
             principal = self.feed.principal
             session_id = self._opening.session_id or await self._engine.commands.create(principal)
+            logs.bind(session=self._door.audit.name_of(session_id))
             async with self._engine.attach(session_id, self.feed, principal) as live:
                 self._tell_access(session_id)
                 return await self._serve(live)

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from realtime.access.audit import hidden
 from realtime.access.principal import Principal
 from realtime.access.revocations import revoked
 from realtime.errors import AuthenticationError, Unavailable
 from realtime.feed import Closing
-from realtime.observe import logs
+from realtime.observe import logs, metrics
+from realtime.observe.delivery import tell_deliveries
 from realtime.protocol import CloseCode, SessionGoingAway
 
 LOOKS_PER_TIMEOUT = 10
@@ -28,6 +30,7 @@ class Held(Protocol):
     """An open connection, over whichever transport."""
 
     principal: Principal
+    transport: str
     is_warned: bool
     sending_since: float
 
@@ -55,7 +58,7 @@ def _never(_principal: Principal, _session_id: str | None) -> bool:
 
 class Connections:
     """The open connections. `watch` has to run beside it. `is_revoked` says whose tokens count no more for the session
-    that they read.
+    that they read, `name_of` what a session is called in the log.
 
     While it is `draining` nothing new is let in.
     """
@@ -66,9 +69,11 @@ class Connections:
         max_connections: int,
         send_timeout_s: float,
         is_revoked: Callable[[Principal, str | None], bool] = _never,
+        name_of: Callable[[str], str] = hidden,
     ) -> None:
         self.draining = False
         self._is_revoked = is_revoked
+        self._name_of = name_of
         self._max_connections = max_connections
         self._send_timeout_s = send_timeout_s
         self._held: set[Held] = set()
@@ -95,9 +100,12 @@ class Connections:
         if self._is_revoked(connection.principal, connection.session_id):
             raise revoked()
         self._held.add(connection)
+        metrics.CONNECTIONS_OPENED.labels(connection.transport).inc()
+        metrics.CONNECTIONS.labels(connection.transport).inc()
         try:
             yield
         finally:
+            metrics.CONNECTIONS.labels(connection.transport).dec()
             self._held.discard(connection)
             if not self._held:
                 self._emptied.set()
@@ -110,12 +118,13 @@ class Connections:
 
     async def watch(self) -> None:
         """Drop, for ever, the connections whose clients have taken nothing for the send timeout, and those whose
-        tokens have expired, which are warned before."""
+        tokens have expired, which are warned before; and count what the others were sent."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(MAX_LOOK_S, self._send_timeout_s / LOOKS_PER_TIMEOUT))
             self._drop_stalled(loop.time() - self._send_timeout_s)
             self._drop_expired(time.time())
+            tell_deliveries()
 
     def drop_revoked(self) -> None:
         """Drop the connections whose tokens count no more."""
@@ -133,7 +142,9 @@ class Connections:
 
     def _drop_stalled(self, since: float) -> None:
         for one in [one for one in self._held if one.sending_since <= since]:
-            logs.info("slow reader dropped", connection=one.name)
+            session = self._name_of(one.session_id) if one.session_id else None
+            logs.info("slow reader dropped", connection=one.name, session=session)
+            metrics.SLOW_READERS.inc()
             one.drop(Closing(CloseCode.SLOW_READER, by_server=True))
 
     def _drop_expired(self, now: float) -> None:

@@ -20,7 +20,7 @@ class Endable:
     def __init__(self, principal: Principal) -> None:
         self.principal = principal
         self.session_id = None
-        self.name = "oneshot"
+        self.name = self.transport = "oneshot"
         self.is_warned = True  # there is no word for that
         self.sending_since = math.inf  # it lets go of a client that stalls by itself
         self._running: asyncio.Timeout | None = None

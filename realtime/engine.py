@@ -21,6 +21,7 @@ from realtime.control import CancelResponse, CancelTask
 from realtime.errors import NotFound, RealtimeError, StoreError, session_not_found
 from realtime.hub import Hub
 from realtime.live import RETRY_S, LiveSession, Reader
+from realtime.observe import metrics
 from realtime.protocol import (
     ChannelEvent,
     Session,
@@ -287,7 +288,8 @@ class Engine:
     async def _run(self, live: LiveSession, response_id: str, turn: Turn) -> None:
         try:
             try:
-                await turn.run()
+                with metrics.RESPONSES_RUNNING.track_inprogress():
+                    await turn.run()
             finally:
                 self._forget(live.id, response_id)
             await self.look_after(live)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import islice
 from typing import NoReturn
 
@@ -14,6 +15,8 @@ from realtime.cursor import Cursor, find_start
 from realtime.doorbell import Doorbell
 from realtime.errors import NotFound, RealtimeError, StoreError
 from realtime.live import RETRY_S, LiveSession
+from realtime.observe import traces
+from realtime.observe.delivery import DELIVERIES, DeliverySpans
 from realtime.opening import Opening
 from realtime.protocol import (
     SESSION_CHANNEL,
@@ -64,6 +67,7 @@ class Feed:
     __slots__ = (
         "_asides",
         "_cursor",
+        "_deliveries",
         "_doorbell",
         "_dropped",
         "_live",
@@ -72,14 +76,16 @@ class Feed:
         "_over",
         "_sender",
         "_sent_away",
+        "_woken_at",
         "floor_s",
         "is_warned",
         "participant",
         "principal",
         "sending_since",
+        "transport",
     )
 
-    def __init__(self, opening: Opening, principal: Principal, *, floor_s: float = 0.0) -> None:
+    def __init__(self, opening: Opening, principal: Principal, *, transport: str, floor_s: float = 0.0) -> None:
         self.principal = principal
         """Who reads; replaced where the client shows a new token."""
         self.is_warned = False
@@ -88,6 +94,8 @@ class Feed:
         self.floor_s = floor_s
         self.sending_since = math.inf
         """Loop time since when a message waits for the client to take it."""
+        self.transport = transport
+        self._deliveries = DELIVERIES[transport]
         self._opening = opening
         self._loop = asyncio.get_running_loop()
         self._doorbell = Doorbell()
@@ -98,6 +106,8 @@ class Feed:
         self._sent_away = False
         self._sender: asyncio.Task[object] | None = None
         self._dropped: Closing | None = None
+        self._woken_at = math.inf
+        """Loop time since when something that is new waits to be sent."""
 
     @property
     def session_id(self) -> str | None:
@@ -116,6 +126,8 @@ class Feed:
 
     def wake(self) -> None:
         """Something may be new for this reader."""
+        if self._woken_at is math.inf:
+            self._woken_at = self._loop.time()
         self._doorbell.ring()
 
     def follows(self, channel: str) -> bool:
@@ -174,6 +186,7 @@ class Feed:
         """Send what there is to send, for ever, and `None` every `beat_s`. Raises the `Closing` that ends it."""
         self._sender = asyncio.current_task()
         beat_at = self._loop.time() + beat_s
+        spans = DeliverySpans(partial(_traceparent_of, live)) if traces.is_on() else None
         try:
             if self._dropped is not None:
                 raise self._dropped
@@ -182,13 +195,20 @@ class Feed:
                 message = await self.next(beat_at)
                 if message is None:
                     beat_at += beat_s
+                woken_at, self._woken_at = self._woken_at, math.inf
                 await send(message)
+                self._deliveries.sent(message, self._loop.time() - woken_at)
+                if spans is not None:
+                    spans.sent(message)
         except asyncio.CancelledError:
             if self._dropped is not None:
                 raise self._dropped from None
             raise
         except RealtimeError as error:
             raise Closing.told(error) from None
+        finally:
+            if spans is not None:
+                spans.close()
 
     async def begin(self, live: LiveSession, describe: Callable[[LiveSession], Session]) -> ServerMessage:
         """The first message. Raises the `RealtimeError` that refuses the reader."""
@@ -234,6 +254,11 @@ class Feed:
             await self._doorbell.wait(min(cursor.due, until))
         self.sending_since = now
         return None
+
+
+def _traceparent_of(live: LiveSession, response_id: str) -> str | None:
+    response = live.state.responses.get(response_id)
+    return response.traceparent if response else None
 
 
 def _gone(gone: Gone) -> Closing:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 
 from msgspec import Struct
 
 from realtime.live import Ears, LiveSession
+from realtime.observe import metrics
 from realtime.store.base import Store
 
 
@@ -28,6 +30,8 @@ class Hub:
     async def use(self, session_id: str) -> AsyncIterator[LiveSession]:
         """Use a session; raises `NotFound` if the store does not have it."""
         use = self._sessions.get(session_id)
+        if use is None:
+            metrics.SESSIONS.inc()
         if use is None or use.live.gone:
             use = self._sessions[session_id] = self._open(session_id)
         self.retain(use.live)
@@ -51,10 +55,11 @@ class Hub:
         if use is not None and use.live is live:
             use.opened.cancel()
             del self._sessions[live.id]
+            metrics.SESSIONS.dec()
 
     def _open(self, session_id: str) -> _Use:
         live = LiveSession(session_id, self._store, self._ears)
-        return _Use(live, asyncio.ensure_future(live.open()))
+        return _Use(live, asyncio.create_task(live.open(), context=Context()))
 
 
 class _Use(Struct, frozen=True):

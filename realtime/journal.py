@@ -10,12 +10,13 @@ written, the store has lost a part of it, and what follows can't be told in orde
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from realtime.errors import ConflictError, StoreError
 from realtime.live import RETRY_S
 from realtime.log import Deltas, Entry, length
-from realtime.observe import logs
+from realtime.observe import logs, metrics
 from realtime.protocol import MAX_FRAME_CHARS, ChannelEvent
 from realtime.store.base import Batch, Head, PositionConflict, Store, Write
 from realtime.view import View
@@ -112,10 +113,14 @@ class Journal:
         self._dirty: dict[Tail, None] = {}
         self._marked = asyncio.Event()
         self._urgent = asyncio.Event()
+        self._oldest_at: float | None = None
+        """`time.monotonic()` since when something waits for the store."""
 
     def mark(self, tail: Tail) -> None:
         """The tail's view has something new; it is written within the interval."""
         self._dirty[tail] = None
+        if self._oldest_at is None:
+            self._oldest_at = time.monotonic()
         self._marked.set()
 
     async def finish(self, tail: Tail, end: ChannelEvent) -> None:
@@ -139,12 +144,15 @@ class Journal:
             await self._pause()
             self._marked.clear()
             self._urgent.clear()
+            oldest_at, self._oldest_at = self._oldest_at or time.monotonic(), None
             try:
                 answered = await self._flush()
             except Exception as error:  # a fault of ours: the other responses have to be written all the same
                 logs.report(error)
                 answered = False
+            metrics.JOURNAL_LAG_SECONDS.observe(time.monotonic() - oldest_at)
             if not answered:
+                self._oldest_at = oldest_at
                 await asyncio.sleep(RETRY_S)
 
     async def _pause(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from realtime.access.admission import Admission, Most
+from realtime.access.audit import Audit
 from realtime.access.keeper import Keeper
 from realtime.access.ledger import Ledger
 from realtime.access.ledger_memory import MemoryLedger
@@ -22,7 +23,9 @@ from realtime.call import ModelSettings
 from realtime.errors import StoreError
 from realtime.journal import Journal
 from realtime.lease import Lease
+from realtime.observe import metrics
 from realtime.observe.loop_watch import LoopWatch
+from realtime.observe.traces import tracing
 from realtime.offload import Offloader
 from realtime.protocol import new_id
 from realtime.responders.base import Responder
@@ -57,6 +60,7 @@ class Parts(Struct, frozen=True):
     lease: Lease
     sweeper: Sweeper
     verifier: Verifier | None
+    audit: Audit
     register: Register
     rates: Rates
     ledger: Ledger
@@ -72,6 +76,7 @@ def make_parts(settings: Settings, responder: Responder | None, tasks: Sequence[
     shortest_s = _shortest_ttl_s(settings)
     ledger = _ledger(settings)
     keeper = Keeper(ledger)
+    verifier = make_verifier(settings)
     return Parts(
         store=store,
         model=_model(settings, responder),
@@ -80,7 +85,8 @@ def make_parts(settings: Settings, responder: Responder | None, tasks: Sequence[
         journal=Journal(store, interval_s=settings.journal_interval_ms / 1000),
         lease=Lease(store, new_id("inst"), lease_s=settings.lease_s),
         sweeper=Sweeper(store, queue, again_s=min(SWEEP_S, shortest_s / LOOKS_PER_TTL)),
-        verifier=make_verifier(settings),
+        verifier=verifier,
+        audit=Audit(hides_sessions=verifier is None),
         register=_register(settings),
         rates=_rates(settings),
         ledger=ledger,
@@ -105,7 +111,16 @@ def make_admission(parts: Parts, settings: Settings) -> Admission:
 
 def make_worker(parts: Parts, settings: Settings) -> Worker:
     """What runs tasks."""
-    kit = Kit(parts.registry, parts.journal, parts.lease, parts.model, parts.till, ttl_s=settings.task_ttl_s)
+    metrics.expect_tasks(parts.registry.definitions)
+    kit = Kit(
+        registry=parts.registry,
+        journal=parts.journal,
+        lease=parts.lease,
+        model=parts.model,
+        till=parts.till,
+        ttl_s=settings.task_ttl_s,
+        name_of=parts.audit.name_of,
+    )
     return Worker(parts.store, parts.queue, kit, ttl_s=_shortest_ttl_s(settings))
 
 
@@ -113,6 +128,7 @@ def make_worker(parts: Parts, settings: Settings) -> Worker:
 async def entered(parts: Parts, settings: Settings) -> AsyncIterator[None]:
     """Have the parts work for as long as the block lasts; at its end the instance's lease is given back."""
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(tracing(settings.traces))
         await stack.enter_async_context(LoopWatch(settings.loop_block_ms / 1000))
         await stack.enter_async_context(Offloader())
         await stack.enter_async_context(parts.store)

@@ -84,6 +84,11 @@ def timestamp_of(epoch_s: float) -> str:
     return _rfc3339(datetime.fromtimestamp(epoch_s, UTC))
 
 
+def seconds_since(at: str) -> float:
+    """How long a time of that form was ago, by this machine's clock."""
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+
+
 def _rfc3339(at: datetime) -> str:
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
@@ -443,15 +448,17 @@ class Bill(Struct, kw_only=True, frozen=True):
 
 
 class ResponseCreated(ChannelEvent, kw_only=True, frozen=True, tag="response.created"):
-    """A response was accepted. Its `overrides` and its `bill` stay in the log and are not sent."""
+    """A response was accepted. Its `overrides`, its `bill`, and the `traceparent` of what has made it stay in the log
+    and are not sent."""
 
     response: Response
     overrides: Overrides | None = None
     bill: Bill | None = None
+    traceparent: str | None = None
 
     def for_clients(self) -> Self:
         """Without what only servers need."""
-        return msgspec.structs.replace(self, overrides=None, bill=None)
+        return msgspec.structs.replace(self, overrides=None, bill=None, traceparent=None)
 
 
 class ResponseInProgress(ChannelEvent, kw_only=True, frozen=True, tag="response.in_progress"):
@@ -499,17 +506,18 @@ class ResponseDone(ChannelEvent, kw_only=True, frozen=True, tag="response.done")
 
 
 class TaskCreated(ChannelEvent, kw_only=True, frozen=True, tag="task.created"):
-    """A task was accepted. Its `input`, as JSON, the `user` who asked for it, and the `payer` whose limits count stay
-    in the log and are not sent."""
+    """A task was accepted. Its `input`, as JSON, the `user` who asked for it, the `payer` whose limits count, and the
+    `traceparent` of what has made it stay in the log and are not sent."""
 
     task: Task
     input: str | None = None
     user: str | None = None
     payer: str | None = None
+    traceparent: str | None = None
 
     def for_clients(self) -> Self:
         """Without what only servers need."""
-        return msgspec.structs.replace(self, input=None, user=None, payer=None)
+        return msgspec.structs.replace(self, input=None, user=None, payer=None, traceparent=None)
 
 
 class TaskStarted(ChannelEvent, kw_only=True, frozen=True, tag="task.started"):

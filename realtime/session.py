@@ -68,6 +68,7 @@ class ResponseState(Struct):
     user: str
     overrides: Overrides
     bill: Bill | None
+    traceparent: str | None = None
     queued: bool = False
     running: bool = False
     done: bool = False
@@ -212,6 +213,7 @@ class SessionState:
             user=response.user,
             overrides=event.overrides or Overrides(),
             bill=event.bill,
+            traceparent=event.traceparent,
             queued=response.status == "queued",
         )
         self.responses[response.id] = self.unfinished[response.id] = state

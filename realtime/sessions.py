@@ -16,6 +16,7 @@ from realtime.decoding import decode, invalid
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, session_not_found
 from realtime.http import read_body, send_json, send_nothing
+from realtime.observe import logs
 from realtime.opening import read_stream_opening
 from realtime.protocol import JSON, AuthRefresh, Command, Overrides, Ping, is_task_id, new_id
 from realtime.snapshot import take_snapshot
@@ -107,6 +108,7 @@ class Sessions:
         self._connections.admit()
         opening = read_stream_opening(scope, session_id_in(scope))
         stream = EventStream(opening, access, self._engine, receive, send)
+        logs.bind(connection=stream.feed.name)
         async with self._admission.connection(access.principal, stream.feed.name):
             with self._connections.holding(stream.feed):
                 await stream.run()

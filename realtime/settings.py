@@ -72,6 +72,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a task is kept after its last use."""
     worker_slots: Positive = 10
     """Tasks at once in one process."""
+    worker_metrics_port: Port = 0
+    """Where on 127.0.0.1 a `realtime worker` shows its metrics; 0: nowhere."""
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     """What a response does when its last viewer leaves."""
     disconnect_grace_ms: GraceMs = 0
@@ -144,6 +146,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a shutdown may take."""
     loop_block_ms: Positive = 100
     """An event loop that has not turned for so long is blocked: the log names the code that blocks it."""
+    traces: Literal["auto", "on", "off"] = "auto"
+    """Whether spans are sent: `auto` where OpenTelemetry's variables say where to."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """`auto` is `console` on a terminal, else `json`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

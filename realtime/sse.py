@@ -33,7 +33,7 @@ class EventStream:
 
     def __init__(self, opening: Opening, access: Access, engine: Engine, receive: Receive, send: Send) -> None:
         assert opening.session_id is not None
-        self.feed = Feed(opening, access.principal, floor_s=SERVER_ENDED_FLOOR_S)
+        self.feed = Feed(opening, access.principal, transport="sse", floor_s=SERVER_ENDED_FLOOR_S)
         self._access = access
         self._session_id = opening.session_id
         self._comes_back = opening.comes_back

@@ -10,6 +10,7 @@ from typing import Any, assert_never
 import msgspec
 from msgspec import Struct, field
 
+from realtime.access.audit import hidden
 from realtime.access.prices import Prices, weighted_tokens
 from realtime.access.till import Till, count
 from realtime.call import BUDGET_EXCEEDED
@@ -18,6 +19,7 @@ from realtime.errors import BudgetError, ConflictError, RealtimeError, ServerErr
 from realtime.journal import Journal, Tail
 from realtime.live import RETRY_S, LiveSession
 from realtime.log import Deltas, length
+from realtime.observe import logs, metrics, traces
 from realtime.pace import Breath, Pace
 from realtime.protocol import (
     MAX_FRAME_CHARS,
@@ -75,6 +77,8 @@ class Turns(Struct, frozen=True):
     tools: TaskTools
     till: Till
     prices: Prices
+    name_of: Callable[[str], str] = hidden
+    """What a session is called in the log."""
     abandoned: set[asyncio.Task[None]] = field(default_factory=set)
     """Responders that were stopped and have not ended yet."""
 
@@ -97,6 +101,7 @@ class Turn:
         "_reasoning",
         "_response",
         "_said",
+        "_span",
         "_tail",
         "_text",
         "_turns",
@@ -112,6 +117,7 @@ class Turn:
         self._text = OutputTextDelta(response_id=response.id, delta="")
         self._reasoning = ReasoningDelta(response_id=response.id, delta="")
         self._purse = turns.till.adopt(response.bill, session_id=live.id)
+        self._span = traces.NOTHING
         self._is_ours = False
         """Whether it was claimed or ended here, so that what it has used is settled here."""
         self._meter = Meter(0)
@@ -123,6 +129,11 @@ class Turn:
 
     async def run(self) -> None:
         """Claim the response, answer it, end it. Returns when the store has the end, or has refused it."""
+        with logs.bound(session=self._turns.name_of(self._live.id), response=self._response.id):
+            with traces.span("response", parent=self._response.traceparent) as self._span:
+                await self._run()
+
+    async def _run(self) -> None:
         try:
             await self._begin()
             if not self._response.done:
@@ -157,8 +168,10 @@ class Turn:
             if isinstance(entry, Deltas):
                 said = self._meter.said if isinstance(entry.template, OutputTextDelta) else self._meter.thought
                 said("".join(entry.texts))
-        write = Write(self._response.id, [self._done(End.failed(error))], expect=sum(map(length, entries)))
+        done = self._done(End.failed(error))
+        write = Write(self._response.id, [done], expect=sum(map(length, entries)))
         await self._live.store.append(self._live.id, [write])
+        self._ended(done)
 
     def stop(self, end: End) -> None:
         """End the response with `end`, unless it is ending already. The model call is closed at once."""
@@ -180,7 +193,9 @@ class Turn:
             except ConflictError as error:  # the session is full: it takes the end alone
                 self._decide(End.failed(error))
         assert self._end is not None
-        await self._open(self._done(self._end))
+        done = self._done(self._end)
+        await self._open(done)
+        self._ended(done)
 
     async def _open(self, first: ResponseInProgress | ResponseDone) -> None:
         """Append the channel's first event, unless somebody has. Raises `PositionConflict` where another instance runs
@@ -205,10 +220,13 @@ class Turn:
             await asyncio.sleep(RETRY_S)
 
     async def _put_end(self, end: End) -> None:
+        done = self._done(end)
         try:
-            await self._turns.journal.finish(self._tail, self._done(end))
+            await self._turns.journal.finish(self._tail, done)
         except StoreError as error:  # a part of what it would follow is lost, and it must not be taken for whole
             await self._bury(error)
+        else:
+            self._ended(done)
 
     async def _until_end(self) -> End:
         """Answer until the answer, an error or `stop` ends it."""
@@ -298,6 +316,13 @@ class Turn:
         else:
             self._purse.drop()
 
+    def _ended(self, done: ResponseDone) -> None:
+        """The store has the end that was written here."""
+        metrics.response_ended(done, self._live.state.settings_of(self._response).max_output_tokens)
+        self._span.set({"realtime.response.status": done.status, "realtime.response.stop_reason": done.stop_reason})
+        if done.error is not None:
+            self._span.fail(done.error.code)
+
     def _usage(self) -> Usage:
         return self._turns.prices.priced(self._response.model, self._meter.usage())
 
@@ -311,6 +336,7 @@ class Turn:
                 if self._is_decided():
                     break
                 if isinstance(event, Finish):
+                    answer.finished(event)
                     return calls, event
                 if isinstance(event, ToolCall):
                     calls.append(event)

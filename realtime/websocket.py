@@ -14,6 +14,7 @@ from realtime.connections import Connections
 from realtime.engine import Engine
 from realtime.errors import AuthenticationError, InvalidRequest, RateLimited, RealtimeError, Unavailable
 from realtime.http import refuse_upgrade
+from realtime.observe import logs, traces
 from realtime.opening import Opening, read_opening
 
 
@@ -52,9 +53,11 @@ class RealtimeSocket:
         if refusal is not None:  # after the upgrade, so that a browser can read it
             await refuse(opening.codec, refusal, send)
             return
+        traces.link(traces.named_in(scope["headers"]))
         scope["headers"] = []  # a kilobyte that nobody needs any more, for as long as the connection lasts
         allowance = self._admission.messages()
         connection = Connection(opening, access, self._door, allowance, self._engine, receive, send)
+        logs.bind(connection=connection.feed.name)
         try:
             async with self._admission.connection(access.principal, connection.feed.name):
                 with self._connections.holding(connection.feed):

@@ -15,12 +15,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from starlette.types import ASGIApp
 
-from realtime.observe import logs
+from realtime.observe import logs, metrics
 from realtime.server import OnlyServer, make_server
 from realtime.settings import Settings
 
@@ -92,19 +93,33 @@ class Worker:
         return 0 if lived_s >= STEADY_S else self.failures + 1
 
 
+def _nothing(_pid: int) -> None:
+    return
+
+
 def pause_s(failures: int) -> float:
     """How long to wait before a worker is started in place of one, after so many failures in a row."""
     return min(FIRST_PAUSE_S * 2 ** (failures - 1), MAX_PAUSE_S) if failures else 0
 
 
 class Workers:
-    """`count` workers, kept running by `run` until `stop`. Each has `patience_s` to end when it is told to."""
+    """`count` workers, kept running by `run` until `stop`. Each has `patience_s` to end when it is told to. `ended` is
+    called with the process id of each that has ended."""
 
-    def __init__(self, command: Sequence[str], listener: socket.socket, *, count: int, patience_s: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        listener: socket.socket,
+        *,
+        count: int,
+        patience_s: float,
+        ended: Callable[[int], None] = _nothing,
+    ) -> None:
         self._command = command
         self._listener = listener
         self._count = count
         self._patience_s = patience_s
+        self._ended = ended
         self._serving: set[Worker] = set()
         """Those that are replaced when they end."""
         self._alive: dict[Worker, asyncio.Task[None]] = {}
@@ -165,6 +180,7 @@ class Workers:
 
     async def _watch(self, worker: Worker) -> None:
         status = await worker.ended()
+        self._ended(worker.pid)
         if worker in self._serving and not self._asked.is_set():
             self._serving.discard(worker)
             logs.warning("worker lost", pid=worker.pid, status=status)
@@ -217,6 +233,21 @@ class Workers:
     async def _all_ended(self) -> None:
         while self._alive:
             await asyncio.wait(self._alive.values())
+
+
+@contextmanager
+def counting_together() -> Iterator[Callable[[int], None]]:
+    """Have the processes that are started within the block count together, so that each tells what all have counted.
+
+    What to call with the process id of each that has ended: what holds only of a process that lives is forgotten then,
+    and what it has counted stays.
+    """
+    with tempfile.TemporaryDirectory(prefix="realtime-metrics-") as folder:
+        os.environ[metrics.SHARED_DIR] = folder
+        try:
+            yield lambda pid: metrics.forget(pid, folder)
+        finally:
+            del os.environ[metrics.SHARED_DIR]
 
 
 def keep(workers: Workers, up: Callable[[], None]) -> int:

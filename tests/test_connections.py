@@ -22,7 +22,7 @@ class Noted(Feed):
     """A feed that keeps what is done to it."""
 
     def __init__(self) -> None:
-        super().__init__(Opening(JSON), known("ann"))
+        super().__init__(Opening(JSON), known("ann"), transport="websocket")
         self.sent_away: list[SessionGoingAway] = []
         self.dropped: list[Closing] = []
 

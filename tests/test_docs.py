@@ -144,7 +144,7 @@ OBJECTS: dict[str, type[Struct]] = {
     "Note sections": clinical_note.Sections,
 }
 NAMES = {kind: name.lower() for name, kind in OBJECTS.items()}
-IN_THE_LOG_ONLY = {"overrides", "bill", "instance", "input", "user", "payer", "at", "result_json"}
+IN_THE_LOG_ONLY = {"overrides", "bill", "instance", "input", "user", "payer", "traceparent", "at", "result_json"}
 """Fields of channel events that are not sent."""
 PATTERNS = {get_args(protocol.Id)[1].pattern: "id", r"\S": "text"}
 """What the page calls a string of such a form."""
@@ -547,10 +547,12 @@ def test_pages_name_no_setting_that_is_none(page: Path) -> None:
 
 
 def test_metrics_agree() -> None:
-    """Every metric, and no other."""
-    families = [metric for metric in metrics.REGISTRY.collect() if not metric.name.endswith("_created")]
-    expected = {family.name + ("_total" if family.type == "counter" else "") for family in families}
-    assert set(table(OPERATIONS, "Metrics", "metric")) == expected
+    """Every metric with its labels, and no other."""
+    rows = table(OPERATIONS, "Metrics", "metric")
+    named = {name: tuple(re.findall(r"`(\w+)`", row["labels"])) for name, row in rows.items()}
+    assert named == metrics.LABELS
+    causes = rows["realtime_responses_total"]["counts"].partition("for `cancelled`: ")[2]
+    assert tuple(re.findall(r"`(\w+)`", causes)) == metrics.CAUSES
 
 
 # --- architecture ----------------------------------------------------------------------------------------------------

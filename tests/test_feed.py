@@ -62,7 +62,7 @@ async def live(store: Faulty) -> AsyncIterator[LiveSession]:
 
 def reader(live: LiveSession, **opening: Any) -> Feed:
     """A feed that is told when something is new."""
-    feed = Feed(Opening(JSON, **{"session_id": SESSION, **opening}), known("ann"))
+    feed = Feed(Opening(JSON, **{"session_id": SESSION, **opening}), known("ann"), transport="websocket")
     live.readers.add(feed)
     return feed
 

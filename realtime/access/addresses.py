@@ -10,6 +10,7 @@ from starlette.types import Scope
 from realtime.settings import SettingsError
 
 UNKNOWN = "unknown"
+_PROXIED = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
 CLIENT_BITS = 64
 """What a single client of IPv6 has to itself is a network of so many bits: all its addresses count as one."""
 
@@ -34,6 +35,17 @@ def counted(host: str) -> str:
     if address.ipv4_mapped:
         return str(address.ipv4_mapped)
     return str(IPv6Network((int(address), CLIENT_BITS), strict=False))
+
+
+def is_loopback(scope: Scope) -> bool:
+    """Whether this machine itself asks, and for itself: what says that it comes through a proxy does not."""
+    if any(name in _PROXIED for name, _ in scope["headers"]):
+        return False
+    host, _port = scope.get("client") or ("", 0)
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def trusted_networks(entries: Iterable[str]) -> list[str]:

@@ -34,6 +34,11 @@ def tell_refused(scope: Scope, error: RealtimeError) -> None:
     Access(Audit(hides_sessions=True), REQUEST, address=client_address(scope)).tell(error)
 
 
+def hidden(session_id: str) -> str:
+    """What a session is called in logs whose id is a credential."""
+    return "#" + hashlib.blake2b(session_id.encode(errors="replace"), digest_size=8).hexdigest()
+
+
 class Audit:
     """Where accesses are told. With `hides_sessions` a session's id is told as a hash: it is a credential itself."""
 
@@ -41,10 +46,10 @@ class Audit:
         self._hides_sessions = hides_sessions
 
     def name_of(self, session_id: str) -> str:
-        """What a session is called in the log. What can't be an id is never told as it is."""
+        """What a session is called in all logs. What can't be an id is never told as it is."""
         if not self._hides_sessions and PLAIN_ID.fullmatch(session_id):
             return session_id
-        return "#" + hashlib.blake2b(session_id.encode(errors="replace"), digest_size=8).hexdigest()
+        return hidden(session_id)
 
 
 class Access:

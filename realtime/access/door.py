@@ -20,6 +20,7 @@ from realtime.access.rules import check_no_guest, check_scope
 from realtime.access.tokens import Verifier
 from realtime.errors import AuthenticationError, InvalidRequest, RateLimited, RealtimeError, ServerError
 from realtime.http import Headers, send_error
+from realtime.observe import logs
 from realtime.protocol import RateLimit
 
 COOKIE = "realtime_token"
@@ -39,12 +40,14 @@ class Action(Struct, frozen=True):
 
 
 class Door:
-    """Where every request comes in. Without a `verifier` everybody is anonymous, and a token counts for nothing."""
+    """Where every request comes in, told in `audit`. Without a `verifier` everybody is anonymous, and a token counts
+    for nothing."""
 
-    def __init__(self, verifier: Verifier | None, revocations: Revocations) -> None:
-        self.audit = Audit(hides_sessions=verifier is None)
+    def __init__(self, verifier: Verifier | None, revocations: Revocations, audit: Audit) -> None:
+        self.audit = audit
         self._verifier = verifier
         self._revocations = revocations
+        self.checks_tokens = verifier is not None
 
     def access(self, action: str, scope: Scope, session_id: str | None = None) -> Access:
         """An access that begins, to be told in the audit log."""
@@ -96,6 +99,8 @@ class Door:
         session_id = scope.get("path_params", {}).get("session_id")
         access = self.access(action.name, scope, session_id)
         send = _with_limits(send, access)
+        if session_id is not None:
+            logs.bind(session=self.audit.name_of(session_id))
         try:
             access.principal = await self.identify(scope, session_id)
             if action.scope is not None:

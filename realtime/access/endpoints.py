@@ -1,7 +1,8 @@
-"""`/v1/auth/cookie` and `/v1/admin/revoke`: the token as a cookie for pages, and what takes tokens back."""
+"""`/v1/auth/cookie`, `/v1/admin/revoke`, `/metrics`: the token as a cookie, what takes tokens back, what is counted."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated
 
@@ -9,19 +10,23 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.types import Receive, Scope, Send
 
+from realtime.access.addresses import is_loopback
 from realtime.access.audit import Access
 from realtime.access.door import COOKIE, Action, Door, token_in
 from realtime.access.principal import ADMIN
 from realtime.access.revocations import Revocations
 from realtime.decoding import invalid
 from realtime.errors import InvalidRequest
-from realtime.http import read_body, send_nothing
+from realtime.http import read_body, send_answer, send_nothing
+from realtime.observe import metrics
+from realtime.observe.delivery import tell_deliveries
 from realtime.protocol import Id
 
 MAX_BODY_BYTES = 4096
 FORGET_COOKIE = "auth.forget"
 SET_COOKIE = Action("auth.cookie", scope=None, guests=True)
 REVOKE = Action("admin.revoke", ADMIN)
+METRICS = Action("metrics", ADMIN)
 
 
 class Revocation(Struct, forbid_unknown_fields=True):
@@ -50,6 +55,16 @@ class AccessEndpoints:
         """`POST` takes tokens back: their connections are closed on every instance."""
         await self._door.answer(REVOKE, scope, receive, send, self._revoke)
 
+    async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET` shows what is counted: where tokens are checked, to this machine and to who has one of the scope
+        `admin`."""
+        if is_loopback(scope) or not self._door.checks_tokens:
+            await _show_metrics(send)
+        else:
+            await self._door.answer(
+                METRICS, scope, receive, send, lambda _access, _scope, _receive, send: _show_metrics(send)
+            )
+
     async def _set_cookie(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
         token = token_in(scope)
         expires_at = access.principal.expires_at
@@ -62,6 +77,12 @@ class AccessEndpoints:
         access.session_id, access.of_user = asked.session_id, asked.user
         await self._revocations.revoke(user=asked.user, session_id=asked.session_id)
         await send_nothing(send)
+
+
+async def _show_metrics(send: Send) -> None:
+    tell_deliveries()
+    body, content_type = await asyncio.to_thread(metrics.render)
+    await send_answer(send, 200, [(b"content-type", content_type.encode())], body)
 
 
 def _cookie(scope: Scope, token: str, max_age_s: int) -> tuple[bytes, bytes]:

@@ -7,6 +7,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable
+from contextvars import Context
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -82,7 +83,7 @@ class Jwks:
         Raises `AuthenticationError` if there is no such key, and `Unavailable` if that can't be found out now.
         """
         if self._fetching is None and self._should_fetch(kid):
-            self._fetching = asyncio.create_task(self._fetch(), name="fetch the keys of tokens")
+            self._fetching = asyncio.create_task(self._fetch(), name="fetch the keys of tokens", context=Context())
         if self._fetching is not None and (self._find(kid) is None or self._clock() >= self._fresh_until + GRACE_S):
             await asyncio.shield(self._fetching)
         found = self._find(kid)

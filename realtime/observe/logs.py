@@ -1,4 +1,8 @@
-"""Logs: one record a line, without session ids, which are credentials here, and never any content."""
+"""Logs: one record a line, with the ids of what it is about, and never any content.
+
+Whoever begins to work for a connection, a response or a task binds its ids, and every record from there on holds them,
+also those of libraries. What is started for everybody starts without any: see `Background`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import structlog
@@ -25,6 +30,7 @@ def configure(log_format: str, log_level: str) -> None:
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -43,6 +49,21 @@ def configure(log_format: str, log_level: str) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("realtime").setLevel(log_level.upper())
     logging.getLogger("realtime.audit").setLevel(logging.INFO)
+
+
+def bound(**ids: str) -> AbstractContextManager[None]:
+    """A block whose records hold these ids. A session's has to be what the audit log calls it: see `Audit.name_of`."""
+    return structlog.contextvars.bound_contextvars(**ids)
+
+
+def bind(**ids: str) -> None:
+    """From here on to the end of this asyncio task, records hold these ids: the same for a task that has no others."""
+    structlog.contextvars.bind_contextvars(**ids)
+
+
+def ids() -> dict[str, Any]:
+    """The ids that records hold here."""
+    return structlog.contextvars.get_contextvars()
 
 
 def info(event: str, **fields: Any) -> None:

@@ -96,6 +96,7 @@ class LoopWatch:
     def _turned(self) -> None:
         """Called by the loop itself, which shows that it turns."""
         now, computed_s = time.monotonic(), time.thread_time()
+        metrics.LOOP_LAG_SECONDS.observe(max(0.0, now - self._due))
         is_busy = computed_s - self._computed_s > BUSY_SHARE * (now - self._turned_at)
         self._expect(now, computed_s, self._block_s * (BUSY_PERIOD if is_busy else QUIET_PERIOD))
 

@@ -57,6 +57,9 @@ class AnthropicResponder:
     `max_connections` is the pool's.
     """
 
+    provider = "anthropic"
+    """What traces call it."""
+
     def __init__(
         self,
         *,
@@ -174,7 +177,12 @@ def _make_client(max_connections: int, address: tuple[str | None, str | None]) -
     transport.client = partial(make_session, max_connections, transport.ssl_context)
     api_key, base_url = address
     return anthropic.AsyncAnthropic(
-        api_key=api_key, base_url=base_url, http_client=pool, timeout=timeout, max_retries=0
+        api_key=api_key,
+        base_url=base_url,
+        http_client=pool,
+        timeout=timeout,
+        max_retries=0,
+        open_telemetry={"traces": False, "propagation": False},  # the span is ours, and can't hold content
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextvars import Context
 from typing import Any
 
 import hiredis
@@ -24,7 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from realtime.errors import StoreError
-from realtime.observe import logs
+from realtime.observe import logs, metrics
 from realtime.store.redis_health import Health
 from realtime.store.redis_scripts import Script
 from realtime.store.redis_tls import read_authorities, share_tls
@@ -78,7 +79,7 @@ class _Lanes:
 
     def _open_lane(self) -> None:
         if len(self._lanes) < self._limit:
-            self._lanes.add(asyncio.create_task(self._serve(), name="redis lane"))
+            self._lanes.add(asyncio.create_task(self._serve(), name="redis lane", context=Context()))
 
     async def _serve(self) -> None:
         """Send what waits until nothing does."""
@@ -161,11 +162,13 @@ class Calls:
         safe_until = loop.time() + TIMEOUT_S if again else 0.0
         group = _Group(commands, scripts or {}, loop.create_future(), then, safe_until)
         (self._others if then is None else self._told).put(group)
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return await asyncio.shield(group.replies)
-        except TimeoutError as error:
-            return [error] * len(commands)
+        with metrics.STORE_SECONDS.time():
+            try:
+                async with asyncio.timeout(TIMEOUT_S):
+                    return await asyncio.shield(group.replies)
+            except TimeoutError as error:
+                metrics.STORE_ERRORS.labels("timeout").inc()
+                return [error] * len(commands)
 
     async def connection(self) -> Connection:
         """A connection of its own, not connected yet. Raises `RedisError` or `OSError`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from realtime.observe import logs
+from realtime.observe import logs, metrics
 
 STEADY_S = 3.0
 """How long nothing may have failed before Redis counts as back: of several connections, or nodes, one may work."""
@@ -36,6 +36,7 @@ class Health:
 
     def failed(self, error: Exception) -> None:
         """There was no reply."""
+        metrics.STORE_ERRORS.labels("unreachable").inc()
         self._failed_at = self._clock()
         if self._away_since is None:
             self._away_since = self._failed_at
@@ -54,6 +55,7 @@ class Health:
             self._away_since = None
 
     def _refuses(self, reason: str) -> None:
+        metrics.STORE_ERRORS.labels("refused").inc()
         now = self._clock()
         self._refused = {reason: at for reason, at in self._refused.items() if now - at < REFUSED_S}
         if reason not in self._refused and len(self._refused) < MAX_REASONS:

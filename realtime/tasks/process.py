@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import uvloop
+from prometheus_client import start_http_server
 
 from realtime.background import Background
-from realtime.observe import logs
+from realtime.observe import logs, metrics
 from realtime.parts import Parts, entered, make_parts, make_worker
 from realtime.settings import Settings, SettingsError
 from realtime.tasks.worker import Worker
@@ -21,8 +23,29 @@ def run(settings: Settings) -> None:
     if not settings.redis_url:
         raise SettingsError("realtime worker needs REALTIME_REDIS_URL: without it the server runs its tasks itself")
     parts = make_parts(settings, None, ())
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with _showing_metrics(settings.worker_metrics_port), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_work(parts, settings))
+
+
+@contextmanager
+def _showing_metrics(port: int) -> Iterator[None]:
+    """Show them on that port of this machine, in a thread, for as long as the block lasts; on 0 nowhere.
+
+    Raises `SettingsError`.
+    """
+    if not port:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, "127.0.0.1", metrics.REGISTRY)
+    except OSError as error:
+        raise SettingsError(f"REALTIME_WORKER_METRICS_PORT={port}: can't listen there: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 async def _work(parts: Parts, settings: Settings) -> None:

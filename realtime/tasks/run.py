@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from realtime.access.audit import hidden
 from realtime.access.till import Till
 from realtime.call import ModelSettings
 from realtime.conversation import Message, messages
@@ -22,9 +23,9 @@ from realtime.errors import ConflictError, NotFound, RealtimeError, ServerError,
 from realtime.journal import Journal, Tail
 from realtime.lease import BEATS_PER_LEASE, Lease
 from realtime.live import RETRY_S, LiveSession
-from realtime.observe import logs, metrics
+from realtime.observe import logs, metrics, traces
 from realtime.offload import offload
-from realtime.protocol import TaskDone, TaskStarted, timestamp
+from realtime.protocol import TaskDone, TaskStarted, seconds_since, timestamp
 from realtime.store.base import PositionConflict, TaskRef, Write
 from realtime.tasks.context import Context, Model, TaskSession
 from realtime.tasks.outcome import completed, ended, failed, failure, is_final, out_of_time
@@ -53,6 +54,8 @@ class Kit(Struct, frozen=True):
     model: ModelSettings
     till: Till
     ttl_s: float
+    name_of: Callable[[str], str] = hidden
+    """What a session is called in the log, and a task that is one of its own."""
 
 
 class Run:
@@ -66,6 +69,9 @@ class Run:
         self._kit = kit
         self._live: LiveSession
         self._payer = ""
+        self._created_at = ""
+        self._traceparent: str | None = None
+        self._span = traces.NOTHING
         self._claimed = 0
         """The attempt that was claimed here and has not begun."""
         self._end: TaskDone | None = None
@@ -87,6 +93,12 @@ class Run:
     async def run(self, live: LiveSession) -> None:
         """Work on the task until it has ended, here or elsewhere. Cancelled, it leaves it for another worker."""
         self._live = live
+        session = self._kit.name_of(live.id)
+        task = session if self.task.task_id == live.id else self.task.task_id
+        with logs.bound(session=session, task=task):
+            await self._run()
+
+    async def _run(self) -> None:
         while True:
             try:
                 if await self._step():
@@ -116,7 +128,10 @@ class Run:
             self._live.state.apply(first)  # it is this instance's from now on, whoever's it was
         given = await self._input()
         self._claimed = 0
-        return await self._attempt(record, given)
+        told = {"realtime.task.attempt": record.attempt}
+        name = f"task {self.task.name}"
+        with traces.span(name, kind="CONSUMER", parent=self._traceparent, attributes=told) as self._span:
+            return await self._attempt(record, given)
 
     async def _may_run(self, record: TaskRecord) -> bool:
         """Whether nobody else is at it."""
@@ -168,6 +183,7 @@ class Run:
                 reporter.flush()
                 await self._kit.journal.finish(tail, end)
                 metrics.TASKS_FINISHED.labels(self.task.name, end.status).inc()
+                self._span.set({"realtime.task.status": end.status})
                 return True
         finally:
             reporter.stop()
@@ -216,11 +232,14 @@ class Run:
         return self._failed(failure(error), record)
 
     def _failed(self, error: RealtimeError, record: TaskRecord) -> TaskDone | None:
+        self._span.fail(error.code)
         is_last = record.attempt - record.lost > self._definition.retries
         return failed(self.task, error) if is_last or is_final(error) else None
 
     async def _measured(self, reporter: AttemptReporter, attempt: int, given: str) -> Any:
         metrics.TASK_ATTEMPTS.labels(self.task.name).inc()
+        if attempt == 1:
+            metrics.TASK_WAIT_SECONDS.labels(self.task.name).observe(max(0.0, seconds_since(self._created_at)))
         with metrics.TASKS_RUNNING.track_inprogress(), metrics.TASK_SECONDS.labels(self.task.name).time():
             return await self._work(reporter, attempt, given)
 
@@ -239,6 +258,8 @@ class Run:
         created = await read_created(self._live.store, self._live.id, position)
         assert created.input is not None
         self._payer = created.payer or f"user:{created.user}"
+        self._created_at = created.task.created_at
+        self._traceparent = created.traceparent
         return created.input
 
     def _context(self, reporter: AttemptReporter, attempt: int) -> Context:

@@ -30,6 +30,7 @@ class TaskStream:
         self.is_warned = True  # there is no word for that in a task's channel
         self.sending_since = math.inf  # it lets go of a client that stalls by itself
         self.name = task_id
+        self.transport = "task"
         self.session_id = live.id
         self._live = live
         self._task_id = task_id

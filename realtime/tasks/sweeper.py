@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from realtime.errors import NotFound, StoreError, StoreUnreadable
-from realtime.observe import logs
+from realtime.observe import logs, metrics
 from realtime.store.base import Store, TaskRef
 from realtime.tasks.queue import Queue
 
@@ -30,6 +30,7 @@ class Sweeper:
             try:
                 while await self.sweep() == BATCH:
                     pass
+                metrics.TASKS_UNFINISHED.set(await self._store.tracked())
             except StoreError:
                 pass  # it is tried again
             except Exception as error:  # whatever it is, there is nobody else who looks

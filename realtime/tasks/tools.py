@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from realtime.control import CancelTask
 from realtime.conversation import ToolCall, ToolResult
 from realtime.doorbell import Doorbell
 from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, session_not_found
 from realtime.live import RETRY_S, LiveSession
+from realtime.observe import traces
 from realtime.protocol import (
     CONTROL_CHANNEL,
     MAX_UNFINISHED_CHANNELS,
@@ -57,6 +60,7 @@ class TaskTools:
             now=timestamp(),
             response_id=response.id,
         )
+        created = replace(created, traceparent=traces.current())
         creating = asyncio.create_task(self._create(live, task, created, response.user))
         try:
             await asyncio.shield(creating)

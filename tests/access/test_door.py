@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from realtime.access.audit import Audit
 from realtime.access.door import COOKIE, Door, token_in
 from realtime.access.principal import LEEWAY_S, SESSION, TASK, Principal
 from realtime.access.revocations import MemoryRegister, Revocations
@@ -40,7 +41,7 @@ def revocations() -> Revocations:
 
 @pytest.fixture
 def door(revocations: Revocations) -> Door:
-    return Door(make_verifier(Settings(auth_secret=SECRET)), revocations)
+    return Door(make_verifier(Settings(auth_secret=SECRET)), revocations, Audit(hides_sessions=False))
 
 
 @pytest.mark.parametrize("value", ["Bearer t", "bearer t", "BEARER t", "Bearer   t  "])
@@ -94,7 +95,7 @@ async def test_a_token_that_counts_by_the_leeway_ends_with_it(door: Door) -> Non
 
 async def test_without_keys_everybody_is_anonymous(revocations: Revocations) -> None:
     """A token counts for nothing, a bad one neither."""
-    door = Door(None, revocations)
+    door = Door(None, revocations, Audit(hides_sessions=True))
     for request in (scope(), shown("garbage"), shown(token("ann"))):
         principal = await door.identify(request)
         assert (principal.user, principal.is_anonymous) == ("anonymous", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from realtime.access.admission import Admission, Most
+from realtime.access.audit import Audit
 from realtime.access.door import Door
 from realtime.access.keeper import Keeper
 from realtime.access.ledger_memory import MemoryLedger
@@ -43,4 +44,4 @@ def open_connections() -> Connections:
 
 def open_door() -> Door:
     """A door where everybody is anonymous."""
-    return Door(None, Revocations(MemoryRegister(keep_s=60.0), lambda: None))
+    return Door(None, Revocations(MemoryRegister(keep_s=60.0), lambda: None), Audit(hides_sessions=True))
