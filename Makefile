@@ -13,8 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Folders and files whose tests start a process or a server, or play thousands of schedules.
 IMPURE_TESTS := contract end_to_end faults support responders \
 	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
-	$(addprefix test_,compose.py conftest.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
-	redis_store.py server.py transcript_identity.py workers.py)
+	$(addprefix test_,compose.py conftest.py extras.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
+	redis_store.py server.py transcript_identity.py wheel.py workers.py)
 PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 
 # A step of a gate: its name, its command. What fails says so by name and stops the gate.

@@ -43,8 +43,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The address that the server binds to."""
     port: Port = 8000
     """The port that it binds to; 0 takes a free one."""
-    responder: Literal["auto", "anthropic", "demo"] = "auto"
-    """Who answers: `auto` is `anthropic` where its key is set, else `demo`."""
+    responder: Literal["auto", "anthropic", "openai", "demo"] = "auto"
+    """Who answers: `auto` is `anthropic` where its key is set, else `openai` where its is, else `demo`."""
     model: str = ""
     """The default model; empty: the responder's own default."""
     allowed_models: tuple[str, ...] = ()

@@ -52,6 +52,7 @@ from realtime.tasks import analyse, clinical_note, outcome, record, summarise
 from realtime.tasks.builtin import BUILTIN_TASKS
 from realtime.tasks.registry import Registry
 from realtime.usage import INCOMPLETE
+from scripts.update_pins import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(realtime.__file__).parent
@@ -597,17 +598,19 @@ def test_functions_that_the_page_names_exist() -> None:
     assert [name for name in capitals if name not in classes] == []
 
 
-def asked_for() -> dict[str, list[str]]:
-    """The packages that the project asks for: to run, and to be checked."""
+def asked_for() -> list[tuple[str, list[str]]]:
+    """The packages that the project asks for, each time with where they are pinned: to run, to run with the extras, and
+    to be checked."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups = project["project"]["dependencies"], project["dependency-groups"]["dev"]
-    runtime, dev = ([canonicalize_name(Requirement(one).name) for one in group] for group in groups)
-    return {"runtime.txt": list(runtime), "dev.txt": list(dev)}
+    extras = [one for name in EXTRAS for one in project["project"]["optional-dependencies"][name]]
+    groups = project["project"]["dependencies"], extras, project["dependency-groups"]["dev"]
+    runtime, optional, dev = ([str(canonicalize_name(Requirement(one).name)) for one in group] for group in groups)
+    return [("runtime.txt", runtime), ("runtime.txt", optional), ("dev.txt", dev)]
 
 
 def test_dependencies_agree() -> None:
     """Each dependency is there with its reason and the version that is pinned, and no other is."""
-    for rows, (file, packages) in zip(tables(section(ARCHITECTURE, "Dependencies")), asked_for().items(), strict=True):
+    for rows, (file, packages) in zip(tables(section(ARCHITECTURE, "Dependencies")), asked_for(), strict=True):
         pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements" / file).read_text(), re.MULTILINE))
         pinned = {str(canonicalize_name(name)): version for name, version in pins.items()}
         assert {row["package"]: row["version"] for row in rows} == {name: pinned[name] for name in packages}
