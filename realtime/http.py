@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
 from realtime.errors import InvalidRequest, RealtimeError
 
@@ -58,6 +59,11 @@ def error_headers(error: RealtimeError) -> Headers:
     if error.status in {429, 503}:
         headers.append((b"retry-after", str(-(-(error.retry_after_ms or 1000) // 1000)).encode()))
     return headers
+
+
+def location_of(scope: Scope, path: str) -> tuple[bytes, bytes]:
+    """The header that names a path of this server, wherever it is mounted."""
+    return b"location", quote(scope.get("root_path", "") + path).encode()
 
 
 def one_line(value: Any) -> bytes:
