@@ -26,7 +26,9 @@ STREAM_HEADERS: Headers = [
 _SEPARATORS = {"\u0085".encode(): rb"\u0085", "\u2028".encode(): rb"\u2028", "\u2029".encode(): rb"\u2029"}
 
 
-class _ErrorAnswer(Struct, omit_defaults=True):
+class ErrorAnswer(Struct, omit_defaults=True):
+    """What every error answer holds, as its `error`."""
+
     type: str
     code: str
     message: str
@@ -47,7 +49,7 @@ def body_too_large(max_bytes: int) -> BodyTooLarge:
 
 def error_body(error: RealtimeError) -> bytes:
     """`{"error": {…}}` as JSON."""
-    answer = _ErrorAnswer(error.type, error.code, error.message, error.param, error.retry_after_ms)
+    answer = ErrorAnswer(error.type, error.code, error.message, error.param, error.retry_after_ms)
     return msgspec.json.encode({"error": answer})
 
 
