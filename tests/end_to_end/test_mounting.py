@@ -85,6 +85,7 @@ async def check_sessions(url: str, prefix: str) -> None:
         assert whole.json()["text"].startswith("This is")
         task = await http.post(f"{prefix}/v1/tasks/summarise", json={"text": "Short."})
         assert task.headers["location"] == f"{prefix}/v1/tasks/{task.json()['task_id']}"
+        assert (await http.delete(task.headers["location"])).status_code == 202
 
 
 async def test_fastapi_application_has_the_server_under_its_path() -> None:
