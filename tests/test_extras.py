@@ -20,7 +20,7 @@ from tests.support.instance import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 REDIS_URL = "redis://127.0.0.1:1/0"
-BLOCKED = [module for modules in MODULES.values() for module in modules] + ["hiredis", "croniter"]
+BLOCKED = [module for modules in MODULES.values() for module in modules] + ["hiredis", "croniter", "opentelemetry.sdk"]
 BLOCKING = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r}))"
 RUN = "from realtime.cli import main; main()"
 STARTS = """
