@@ -13,15 +13,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Folders and files whose tests start a process or a server, or play thousands of schedules.
 IMPURE_TESTS := contract end_to_end faults support responders \
 	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
-	$(addprefix test_,compose.py conftest.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
-	redis_store.py server.py transcript_identity.py workers.py)
+	$(addprefix test_,compose.py conftest.py extras.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
+	redis_store.py schemas.py server.py transcript_identity.py wheel.py workers.py)
 PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 
 # A step of a gate: its name, its command. What fails says so by name and stops the gate.
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench pins clean
+.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench pins schemas clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -74,6 +74,9 @@ bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 
 pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows
 	$$(scripts/find-python) scripts/update_pins.py
+
+schemas: .venv/dev.stamp ## write docs/asyncapi.json and docs/openapi.json anew, out of the code
+	$(BIN)/python -m scripts.schemas
 
 clean: ## remove the environment and all caches
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

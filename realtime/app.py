@@ -100,6 +100,24 @@ def create_app(
     return app
 
 
+def mount(host: Starlette, app: Starlette, path: str) -> None:
+    """Serve `app`, which `create_app` has made, under `path` of another Starlette or FastAPI application.
+
+    It starts before what `host` itself starts in its lifespan, and ends after that. To be called once, before `host`
+    starts. Where `host` is run by `realtime.server`, `app` drains as it does alone.
+    """
+    host.mount(path, app)
+    own = host.router.lifespan_context
+
+    @asynccontextmanager
+    async def both(_host: Starlette) -> AsyncIterator[Any]:
+        async with app.router.lifespan_context(app), own(host) as state:
+            yield state
+
+    host.router.lifespan_context = both
+    host.state.drain = app.state.drain
+
+
 def _site(settings: Settings, parts: Parts) -> _Site:
     revocations = Revocations(parts.register, lambda: connections.drop_revoked())
     connections = Connections(

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from realtime.access.rates import parse_rate
 from realtime.access.tokens import is_configured, make_verifier
+from realtime.extras import missing
 from realtime.observe import traces
 from realtime.responders.choose import choose
 from realtime.responders.demo import demo
@@ -102,6 +103,8 @@ async def _store(settings: Settings) -> AsyncIterator[Finding]:
         if settings.queue_redis_url:
             yield Finding("warning", "queue", "REALTIME_QUEUE_REDIS_URL is of no use without REALTIME_REDIS_URL")
         return
+    if missing("redis"):
+        return  # which is said of the settings
     yield await _redis("store", "redis_url", settings.redis_url)
     name = "queue_redis_url" if settings.queue_redis_url else "redis_url"
     yield await _redis("queue", name, settings.queue_redis_url or settings.redis_url)
@@ -155,7 +158,7 @@ def _model(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("wrong", "model", str(error))
         return
     if responder is demo:
-        why = "as REALTIME_RESPONDER says" if settings.responder == "demo" else "as ANTHROPIC_API_KEY is not set"
+        why = "as REALTIME_RESPONDER says" if settings.responder == "demo" else "as no provider's key is set"
         yield Finding("warning", "model", f"the demo responder answers, {why}")
     else:
         yield Finding("ok", "model", f"{settings.model or default_model} answers; whether the key is good is not tried")

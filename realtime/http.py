@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
 from realtime.errors import InvalidRequest, RealtimeError
 
@@ -25,7 +26,9 @@ STREAM_HEADERS: Headers = [
 _SEPARATORS = {"\u0085".encode(): rb"\u0085", "\u2028".encode(): rb"\u2028", "\u2029".encode(): rb"\u2029"}
 
 
-class _ErrorAnswer(Struct, omit_defaults=True):
+class ErrorAnswer(Struct, omit_defaults=True):
+    """What every error answer holds, as its `error`."""
+
     type: str
     code: str
     message: str
@@ -46,7 +49,7 @@ def body_too_large(max_bytes: int) -> BodyTooLarge:
 
 def error_body(error: RealtimeError) -> bytes:
     """`{"error": {…}}` as JSON."""
-    answer = _ErrorAnswer(error.type, error.code, error.message, error.param, error.retry_after_ms)
+    answer = ErrorAnswer(error.type, error.code, error.message, error.param, error.retry_after_ms)
     return msgspec.json.encode({"error": answer})
 
 
@@ -58,6 +61,11 @@ def error_headers(error: RealtimeError) -> Headers:
     if error.status in {429, 503}:
         headers.append((b"retry-after", str(-(-(error.retry_after_ms or 1000) // 1000)).encode()))
     return headers
+
+
+def location_of(scope: Scope, path: str) -> tuple[bytes, bytes]:
+    """The header that names a path of this server, wherever it is mounted."""
+    return b"location", quote(scope.get("root_path", "") + path).encode()
 
 
 def one_line(value: Any) -> bytes:

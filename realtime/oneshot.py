@@ -62,7 +62,9 @@ class Completion(Struct):
     model: str
 
 
-class _Done(Struct):
+class Done(Struct):
+    """The last event of `/v1/stream`."""
+
     usage: Usage
     stop_reason: str
 
@@ -175,7 +177,7 @@ class OneShots:
         except Exception as error:  # told to the client, and where it is not ours to the log
             await self._send_event(send, _told(error).as_failure(), name="server_error")
         else:
-            await self._send_event(send, _Done(turn.call.usage(), turn.call.stop_reason), name="done")
+            await self._send_event(send, Done(turn.call.usage(), turn.call.stop_reason), name="done")
 
     async def _complete(self, turn: _Turn, send: Send) -> None:
         try:

@@ -21,6 +21,7 @@ from realtime.access.till import Allowances, Till, parse_budget
 from realtime.access.tokens import Verifier, make_verifier
 from realtime.call import ModelSettings
 from realtime.errors import StoreError
+from realtime.extras import require
 from realtime.journal import Journal
 from realtime.lease import Lease
 from realtime.observe import metrics
@@ -30,7 +31,7 @@ from realtime.offload import Offloader
 from realtime.protocol import new_id
 from realtime.responders.base import Responder
 from realtime.responders.choose import choose
-from realtime.settings import Settings, SettingsError, parsed
+from realtime.settings import Settings, SettingsError, parsed, variable
 from realtime.store.base import Store
 from realtime.store.memory import MemoryStore
 from realtime.store.sealing import AesGcm, parse_seal_keys
@@ -70,6 +71,8 @@ class Parts(Struct, frozen=True):
 
 def make_parts(settings: Settings, responder: Responder | None, tasks: Sequence[Callable[..., Any]]) -> Parts:
     """The parts that `settings` mean. Raises `SettingsError`, and `ValueError` for a function that is no task."""
+    if settings.redis_url:
+        require("redis", variable("redis_url"))
     store = _store(settings)
     registry = _registry(settings, tasks)
     queue = _queue(settings, registry)

@@ -192,6 +192,7 @@ def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -
         "ws_ping_interval": settings.ping_interval_s,
         "ws_ping_timeout": settings.ping_interval_s,
         "ws_per_message_deflate": False,
+        "root_path": settings.root_path,
         "log_config": None,
         "access_log": False,
         "server_header": False,

@@ -15,7 +15,7 @@ from realtime.connections import Connections
 from realtime.decoding import decode, invalid
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, session_not_found
-from realtime.http import read_body, send_json, send_nothing
+from realtime.http import location_of, read_body, send_json, send_nothing
 from realtime.observe import logs
 from realtime.opening import read_stream_opening
 from realtime.protocol import JSON, AuthRefresh, Command, Overrides, Ping, is_task_id, new_id
@@ -69,13 +69,13 @@ class Sessions:
         action, work = (STREAM, self._stream) if scope["method"] == "GET" else (COMMAND, self._command)
         await self._door.answer(action, scope, receive, send, work)
 
-    async def _create(self, access: Access, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def _create(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         self._connections.check_open()
         body = await read_body(receive, self._max_message_bytes)
         access.session_id = session_id = await self._engine.commands.create(access.principal, _overrides(body))
         async with self._engine.hub.use(session_id) as live:
             session = self._engine.describe(live)
-        location = [(b"location", f"/v1/sessions/{session_id}".encode())]
+        location = [location_of(scope, f"/v1/sessions/{session_id}")]
         await send_json(send, {"session": session}, status=201, headers=location)
 
     async def _show(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:

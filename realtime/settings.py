@@ -32,6 +32,7 @@ class SettingsError(Exception):
 
 RATE = r"^\d{1,9}/(second|minute|hour|day)\Z"
 BUDGET = r"^(\d{1,12}/(hour|day))?\Z"
+ROOT_PATH = r"^(/[A-Za-z0-9._~-]+)*\Z"
 JWKS_URL = r"^(https://\S+)?\Z"
 REDIS_URL = r"^(rediss?://([^@/]*@)?(\[[0-9a-fA-F:.]+\]|[^:@/?\[\]]+)(:\d{1,5})?(/\d{0,4})?(\?.*)?)?\Z"
 
@@ -43,8 +44,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The address that the server binds to."""
     port: Port = 8000
     """The port that it binds to; 0 takes a free one."""
-    responder: Literal["auto", "anthropic", "demo"] = "auto"
-    """Who answers: `auto` is `anthropic` where its key is set, else `demo`."""
+    root_path: Annotated[str, Meta(pattern=ROOT_PATH)] = ""
+    """The path under which a proxy serves the server, and which it takes off: `/ai`."""
+    responder: Literal["auto", "anthropic", "openai", "demo"] = "auto"
+    """Who answers: `auto` is `anthropic` where its key is set, else `openai` where its is, else `demo`."""
     model: str = ""
     """The default model; empty: the responder's own default."""
     allowed_models: tuple[str, ...] = ()
@@ -208,6 +211,8 @@ def _allowed(hint: Any) -> str:
         return "expected for example 10/minute: a number for each second, minute, hour or day"
     if hint == Annotated[str, Meta(pattern=BUDGET)]:
         return "expected for example 200000/day: a number for each hour or day"
+    if hint == Annotated[str, Meta(pattern=ROOT_PATH)]:
+        return "expected for example /ai: a path without a slash at its end"
     if hint == Annotated[str, Meta(pattern=JWKS_URL)]:
         return "expected https://…"
     choices = get_args(hint) if get_origin(hint) is Literal else ()

@@ -12,13 +12,16 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = ("openai", "redis")
+"""What a server may run on beside its dependencies. The extra otel is with the tools."""
 NOT_PINNED = {"pip", "setuptools", "wheel"}
 
 
 def main() -> None:
     """Resolve the runtime's dependencies, then the tools on top of them, and write down both."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    runtime: list[str] = project["project"]["dependencies"]
+    extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
+    runtime = [*project["project"]["dependencies"], *(one for name in EXTRAS for one in extras[name])]
     dev: list[str] = project["dependency-groups"]["dev"]
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
@@ -28,7 +31,7 @@ def main() -> None:
     moved = {name for name, version in for_running.items() if for_working[name] != version}
     if moved:
         sys.exit(f"The tools need other versions than the runtime: {', '.join(sorted(moved))}")
-    write("runtime", "What the server runs on.", for_running, runtime)
+    write("runtime", "What the server runs on, with the extras openai and redis.", for_running, runtime)
     tools = {name: version for name, version in for_working.items() if name not in for_running}
     write("dev", "What the checks run on, on top of the runtime.", tools, dev, include="-r runtime.txt")
 

@@ -55,7 +55,7 @@ function newFacts() {
 /** @param {string | null} sessionId the session to continue, or null for a new one */
 function start(sessionId) {
   const before = session;
-  session = new RealtimeSession({ sessionId, token });
+  session = new RealtimeSession({ url: new URL("v1/realtime", document.baseURI), sessionId, token });
   before?.close();
   conversation.clear();
   facts = newFacts();
@@ -187,7 +187,7 @@ async function signIn(given) {
 /** @param {string} given @returns {Promise<boolean>} whether the server has taken it */
 async function keep(given) {
   const headers = { authorization: `Bearer ${given}` };
-  return (await fetch("/v1/auth/cookie", { method: "POST", headers })).ok;
+  return (await fetch("v1/auth/cookie", { method: "POST", headers })).ok;
 }
 
 byId("composer").addEventListener("submit", (event) => {

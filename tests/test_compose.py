@@ -38,7 +38,7 @@ from tests.support.nginx import CONFIGURATION
 SERVICES = services()
 SERVERS = (*INSTANCES, "worker")
 """What runs the image."""
-PASSED_ON = {"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"}
+PASSED_ON = {"ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"}
 SECRET = "a secret for tokens, of at least 32 bytes"
 
 

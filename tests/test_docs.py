@@ -7,7 +7,7 @@ import inspect
 import re
 import tomllib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -52,6 +52,8 @@ from realtime.tasks import analyse, clinical_note, outcome, record, summarise
 from realtime.tasks.builtin import BUILTIN_TASKS
 from realtime.tasks.registry import Registry
 from realtime.usage import INCOMPLETE
+from scripts.schemas import CLIENT, IN_THE_LOG_ONLY, SERVER
+from scripts.update_pins import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(realtime.__file__).parent
@@ -130,7 +132,7 @@ OBJECTS: dict[str, type[Struct]] = {
     "One-shot": oneshot.OneShot,
     "Message": oneshot.OneShotMessage,
     "Completion": oneshot.Completion,
-    "Done": oneshot._Done,
+    "Done": oneshot.Done,
     "Sources": analyse.Sources,
     "Source": analyse.Source,
     "Report": analyse.Report,
@@ -144,26 +146,10 @@ OBJECTS: dict[str, type[Struct]] = {
     "Note sections": clinical_note.Sections,
 }
 NAMES = {kind: name.lower() for name, kind in OBJECTS.items()}
-IN_THE_LOG_ONLY = {"overrides", "bill", "instance", "input", "user", "payer", "traceparent", "at", "result_json"}
-"""Fields of channel events that are not sent."""
 PATTERNS = {get_args(protocol.Id)[1].pattern: "id", r"\S": "text"}
 """What the page calls a string of such a form."""
 
 
-def tag_of(kind: type[Struct]) -> str:
-    return str(kind.__struct_config__.tag)
-
-
-def leaves(base: type[Struct]) -> Iterator[type[Struct]]:
-    """The messages of the protocol under a base, without those that only others are made of."""
-    for kind in base.__subclasses__():
-        yield from leaves(kind)
-    if not base.__subclasses__() and base.__module__ == "realtime.protocol":
-        yield base
-
-
-CLIENT = {tag_of(kind): kind for kind in get_args(protocol.AnyClientMessage)}
-SERVER = {tag_of(kind): kind for kind in leaves(protocol.ServerMessage)}
 EVERY_EVENT = {field.name for field in msgspec.structs.fields(protocol.ChannelEvent)}
 
 
@@ -193,7 +179,7 @@ def bounds(base: Any, meta: Meta) -> str:
     return f", {low or 0} to {high}{unit}" if high is not None else f", at least {low}"
 
 
-def documented(kind: type[Struct], *, without: set[str] = frozenset()) -> dict[str, tuple[str, str]]:  # type: ignore[assignment]
+def documented(kind: type[Struct], *, without: Set[str] = frozenset()) -> dict[str, tuple[str, str]]:
     """What the page has to say of each field: its type, and whether it is required."""
     hints = get_type_hints(kind, include_extras=True)
     may_lack = kind.__struct_config__.omit_defaults or kind.__struct_config__.forbid_unknown_fields
@@ -597,17 +583,19 @@ def test_functions_that_the_page_names_exist() -> None:
     assert [name for name in capitals if name not in classes] == []
 
 
-def asked_for() -> dict[str, list[str]]:
-    """The packages that the project asks for: to run, and to be checked."""
+def asked_for() -> list[tuple[str, list[str]]]:
+    """The packages that the project asks for, each time with where they are pinned: to run, to run with the extras, and
+    to be checked."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups = project["project"]["dependencies"], project["dependency-groups"]["dev"]
-    runtime, dev = ([canonicalize_name(Requirement(one).name) for one in group] for group in groups)
-    return {"runtime.txt": list(runtime), "dev.txt": list(dev)}
+    extras = [one for name in EXTRAS for one in project["project"]["optional-dependencies"][name]]
+    groups = project["project"]["dependencies"], extras, project["dependency-groups"]["dev"]
+    runtime, optional, dev = ([str(canonicalize_name(Requirement(one).name)) for one in group] for group in groups)
+    return [("runtime.txt", runtime), ("runtime.txt", optional), ("dev.txt", dev)]
 
 
 def test_dependencies_agree() -> None:
     """Each dependency is there with its reason and the version that is pinned, and no other is."""
-    for rows, (file, packages) in zip(tables(section(ARCHITECTURE, "Dependencies")), asked_for().items(), strict=True):
+    for rows, (file, packages) in zip(tables(section(ARCHITECTURE, "Dependencies")), asked_for(), strict=True):
         pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements" / file).read_text(), re.MULTILINE))
         pinned = {str(canonicalize_name(name)): version for name, version in pins.items()}
         assert {row["package"]: row["version"] for row in rows} == {name: pinned[name] for name in packages}

@@ -74,7 +74,9 @@ class ServerProcess:
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without anything that the server would read, and with `variables`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("REALTIME_", "ANTHROPIC_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("REALTIME_", "ANTHROPIC_", "OPENAI_"))
+    }
     return {**kept, **variables}
 
 

@@ -78,6 +78,8 @@ def test_an_override_is_held_to_the_same_rules() -> None:
         ("REALTIME_PORT", "70000", "<= 65535"),
         ("REALTIME_PORT", "-1", ">= 0"),
         ("REALTIME_PORT", "http", "int"),
+        ("REALTIME_ROOT_PATH", "ai", "expected for example /ai"),
+        ("REALTIME_ROOT_PATH", "/ai/", "without a slash at its end"),
         ("REALTIME_MAX_CONNECTIONS", "0", ">= 1"),
         ("REALTIME_MAX_CONNECTIONS", "1.5", "int"),
         ("REALTIME_DISCONNECT_GRACE_MS", "-1", ">= 0"),

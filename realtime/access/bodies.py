@@ -39,7 +39,8 @@ class BodyCheck:
 
     def _fault(self, scope: Scope) -> InvalidRequest | None:
         headers = dict(scope["headers"])
-        limit = next(limit for path, limit in self._limits_bytes.items() if scope["path"].startswith(path))
+        asked = scope["path"].removeprefix(scope.get("root_path", ""))
+        limit = next(limit for path, limit in self._limits_bytes.items() if asked.startswith(path))
         if int(headers.get(b"content-length", b"0")) > limit:  # the server has refused what is no number
             return body_too_large(limit)
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Annotated
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Struct
@@ -87,7 +88,8 @@ async def _show_metrics(send: Send) -> None:
 
 def _cookie(scope: Scope, token: str, max_age_s: int) -> tuple[bytes, bytes]:
     secure = "; Secure" if scope.get("scheme") == "https" else ""
-    text = f"{COOKIE}={token}; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"
+    path = quote(scope.get("root_path", "")) or "/"  # where the server is mounted: others' paths need not see it
+    text = f"{COOKIE}={token}; Path={path}; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"
     return b"set-cookie", text.encode("latin-1")
 
 

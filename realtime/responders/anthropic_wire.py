@@ -5,18 +5,20 @@ The structs know the few fields that are needed; events and pieces of kinds that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from realtime.errors import UpstreamError
 from realtime.responders.base import Finish, Reasoning, ResponderEvent, Text, TokenCount, ToolCall, ToolInput
-from realtime.responders.sse import EventParser, EventTooLarge
-
-MAX_INPUT_BYTES = 1024 * 1024
-"""How large the inputs of one answer's tool calls may be, all together."""
+from realtime.responders.reading import (
+    UNREADABLE,
+    StreamReader,
+    check_input_bytes,
+    decode_input,
+    unreadable_input,
+    upstream_error,
+)
 
 
 class _Usage(Struct):
@@ -61,8 +63,6 @@ class _Event(Struct):
 
 
 _decode = msgspec.json.Decoder(_Event).decode
-_decode_input = msgspec.json.Decoder(dict[str, Any]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _KINDS = frozenset(
     {
@@ -90,16 +90,6 @@ _PIECES = frozenset(
 )
 """What a `_Delta` may be; `None` is that of a `message_delta`."""
 
-_ERRORS = {
-    "authentication_error": ("upstream_unauthorized", "The model's provider refuses this server's key."),
-    "permission_error": ("upstream_unauthorized", "The model's provider refuses this server's key."),
-    "not_found_error": ("upstream_not_found", "The model's provider knows no such model."),
-    "request_too_large": ("upstream_too_large", "The conversation is too large for the model's provider."),
-    "invalid_request_error": ("upstream_rejected", "The model's provider refused the request."),
-    "rate_limit_error": ("upstream_rate_limited", "The model's provider limits this server's rate."),
-    "overloaded_error": ("upstream_overloaded", "The model's provider is overloaded."),
-}
-
 
 class _Blocks:
     """The blocks of one answer put together: its tool calls, and itself as the provider wants it back (`raw`).
@@ -123,14 +113,13 @@ class _Blocks:
         self.unread += block.type == "tool_use"
 
     def add(self, piece: _Delta) -> None:
-        """The next piece of the block. Raises `UpstreamError` where the inputs grow beyond `MAX_INPUT_BYTES`."""
+        """The next piece of the block. Raises `UpstreamError` where the inputs grow beyond what is allowed."""
         if self._open is None:
             return
         self._open.signature = piece.signature or self._open.signature
         self._pieces.append(piece.text or piece.thinking or piece.partial_json)
         self._input_bytes += len(piece.partial_json.encode())
-        if self._input_bytes > MAX_INPUT_BYTES:
-            raise UpstreamError("upstream_tool_input_too_large", "The model has called a tool with too large an input.")
+        check_input_bytes(self._input_bytes)
 
     def end(self) -> ToolCall | None:
         """The block ends; returns the tool call that it was. One that can't be read stays `unread`."""
@@ -153,61 +142,34 @@ class _Blocks:
 
     def _call(self, block: _Delta, said: str) -> ToolCall | None:
         try:
-            call = ToolCall(block.id, block.name, _decode_input(said) if said else block.input or {})
-        except _UNREADABLE:
+            call = ToolCall(block.id, block.name, decode_input(said) if said else block.input or {})
+        except UNREADABLE:
             return None
         self.unread -= 1
         self.raw.append({"type": "tool_use", "id": call.id, "name": call.name, "input": call.input})
         return call
 
 
-class AnswerReader:
+class AnswerReader(StreamReader):
     """One answer's stream, fed with its bytes, split anywhere. It is whole once `feed` has given a `Finish`.
 
     With `tools` the answer may hold tool calls; without, it holds none, whatever the model says.
     """
 
-    __slots__ = ("_blocks", "_count", "_final", "_parser", "_stop_reason")
+    __slots__ = ("_blocks", "_count", "_final", "_stop_reason")
 
     def __init__(self, *, tools: bool = False) -> None:
+        super().__init__()
         self._blocks = _Blocks() if tools else None
-        self._parser = EventParser()
         self._count = TokenCount(input_tokens=0, output_tokens=0)
         self._final = False
         self._stop_reason = "end_turn"
 
-    def feed(self, chunk: bytes) -> Iterator[ResponderEvent]:
-        """What the events that `chunk` completes say, with neighbouring pieces of one kind as one.
-
-        Raises `UpstreamError` where the stream tells of an error or can't be read, after what it said before.
-        """
-        kind: type[Text | Reasoning | ToolInput] = Text
-        texts: list[str] = []
-        try:
-            for event in self._events(chunk):
-                if texts and type(event) is not kind:
-                    yield kind("".join(texts))
-                    texts = []
-                if isinstance(event, Text | Reasoning | ToolInput):
-                    kind = type(event)
-                    texts.append(event.text)
-                else:
-                    yield event
-        except UpstreamError:
-            if texts:
-                yield kind("".join(texts))
-            raise
-        if texts:
-            yield kind("".join(texts))
-
-    def _events(self, chunk: bytes) -> Iterator[ResponderEvent]:
-        try:
-            for data in self._parser.feed(chunk):
-                event = _read(data)
-                if event is not None and (said := self._take(event)) is not None:
-                    yield said
-        except (*_UNREADABLE, EventTooLarge) as error:
-            raise UpstreamError("upstream_invalid", "The model's answer could not be read.") from error
+    def read(self, data: bytes) -> tuple[ResponderEvent, ...]:
+        """As `StreamReader.read`; an event says one thing at most."""
+        event = _read(data)
+        said = None if event is None else self._take(event)
+        return () if said is None else (said,)
 
     def _take(self, event: _Event) -> ResponderEvent | None:
         match event.type:
@@ -242,7 +204,7 @@ class AnswerReader:
         if self._blocks is None or self._stop_reason != "tool_use":
             return Finish(self._stop_reason, count)
         if self._blocks.unread:
-            raise UpstreamError("upstream_tool_input_invalid", "The model has called a tool with an unreadable input.")
+            raise unreadable_input()
         return Finish("tool_use", count, tuple(self._blocks.raw))
 
 
@@ -280,9 +242,3 @@ def _counted(count: TokenCount, usage: _Usage | None) -> TokenCount:
         return count
     told = {name: value for name in usage.__struct_fields__ if (value := getattr(usage, name)) is not None}
     return msgspec.structs.replace(count, **told)
-
-
-def upstream_error(kind: str) -> UpstreamError:
-    """The error that the provider's own kind of error means."""
-    code, message = _ERRORS.get(kind, ("upstream_failed", "The model's provider failed."))
-    return UpstreamError(code, message)

@@ -19,7 +19,7 @@ of them has a position in a log. So you can drop the connection while I speak, a
 a seam; you can open this page in a second tab and read along; you can stop me, or just say something else, and I stop \
 at once. If you close the last tab, I stop too, because nobody pays for words that nobody reads.
 
-To hear a real model, set ANTHROPIC_API_KEY and start the server again. 👋"""
+To hear a real model, set ANTHROPIC_API_KEY or OPENAI_API_KEY and start the server again. 👋"""
 
 
 async def demo(request: Request) -> AsyncIterator[ResponderEvent]:

@@ -19,7 +19,7 @@ from realtime.connections import Connections
 from realtime.endable import Endable
 from realtime.engine import Engine
 from realtime.errors import ConflictError, InvalidRequest, NotFound, task_not_found
-from realtime.http import read_body, send_answer, send_json, while_connected
+from realtime.http import location_of, read_body, send_answer, send_json, while_connected
 from realtime.live import LiveSession
 from realtime.protocol import TaskCancel, is_task_id, new_id
 from realtime.sessions import session_id_in
@@ -97,7 +97,7 @@ class TaskEndpoints:
         self,
         name: str,
         access: Access,
-        _scope: Scope,
+        scope: Scope,
         receive: Receive,
         send: Send,
         headers: Sequence[tuple[bytes, bytes]] = (),
@@ -107,9 +107,8 @@ class TaskEndpoints:
         task_id, left = await self._engine.commands.create_task(access.principal, name, given)
         access.session_id = task_id
         access.limits = [left]
-        location = (b"location", f"/v1/tasks/{task_id}".encode())
         body = {"task_id": task_id, "status": "pending"}
-        await send_json(send, body, status=202, headers=[location, *headers])
+        await send_json(send, body, status=202, headers=[location_of(scope, f"/v1/tasks/{task_id}"), *headers])
 
     async def _show(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
         async with self._task(access, scope) as (live, task_id):

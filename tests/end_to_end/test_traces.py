@@ -244,7 +244,7 @@ def test_an_exporter_that_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch)
 async def test_the_models_client_makes_no_spans_of_its_own() -> None:
     """Nor does it tell the provider of ours."""
     async with AnthropicResponder(api_key="test", base_url="http://127.0.0.1:1") as responder:
-        options = responder._client.open_telemetry
+        options = responder._provider._client.open_telemetry
     assert options["propagation"] is False
     assert options["traces"]["enabled"] is False
 

@@ -183,7 +183,7 @@ def delays() -> Iterator[list[float]]:
     async def note(seconds: float) -> None:
         waited.append(seconds)
 
-    with mock.patch("realtime.responders.anthropic.asyncio", mock.Mock(wraps=asyncio, sleep=note)):
+    with mock.patch("realtime.responders.provider.asyncio", mock.Mock(wraps=asyncio, sleep=note)):
         yield waited
 
 

@@ -1,4 +1,4 @@
-"""The responders that the package ships; the Anthropic one over the real SDK, against the stand-in model."""
+"""The responders that the package ships; those of providers over the real SDKs, against the stand-in model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from unittest import mock
 from realtime.conversation import Message
 from realtime.responders.anthropic import AnthropicResponder
 from realtime.responders.base import Request, Responder, ResponderEvent
+from realtime.responders.openai import OpenAIResponder
 from tests.support.client import Client, attached
 from tests.support.model_server import ModelServer
 from tests.support.server import running_server
@@ -25,6 +26,11 @@ def asked(model: str, *messages: Message, instructions: str = "", max_output_tok
 def anthropic_at(models: ModelServer, **options: Any) -> AnthropicResponder:
     """The responder, pointed at the stand-in; `options` are its own."""
     return AnthropicResponder(**{"base_url": models.url, "api_key": "test", **options})
+
+
+def openai_at(models: ModelServer, **options: Any) -> OpenAIResponder:
+    """The responder for chat completions, pointed at the stand-in."""
+    return OpenAIResponder(**{"base_url": f"{models.url}/v1", "api_key": "test", **options})
 
 
 @asynccontextmanager
@@ -46,5 +52,5 @@ async def answer_of(responder: Responder, request: Request) -> list[ResponderEve
 @contextmanager
 def first_retry_after(seconds: float) -> Iterator[None]:
     """Have retries wait so long at first, where the provider doesn't say how long."""
-    with mock.patch("realtime.responders.anthropic.FIRST_RETRY_S", seconds):
+    with mock.patch("realtime.responders.provider.FIRST_RETRY_S", seconds):
         yield

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from realtime.conversation import Message, ToolCall, ToolResult
 from realtime.errors import UpstreamError
-from realtime.responders import anthropic_wire
+from realtime.responders import reading
 from realtime.responders.base import Finish, Reasoning, Request, ResponderEvent, Text, Tool, ToolInput
 from tests.responders import answer_of, anthropic_at, asked
 from tests.support.model_server import ModelServer
@@ -297,7 +297,7 @@ async def test_call_that_was_cut_off_is_no_error(models: ModelServer, reason: St
 @pytest.mark.parametrize("split", [1, 2])
 async def test_inputs_beyond_the_limit_end_the_answer(models: ModelServer, split: int) -> None:
     """Of one call, or of all together; the model is not listened to any further."""
-    size = anthropic_wire.MAX_INPUT_BYTES // split
+    size = reading.MAX_INPUT_BYTES // split
     uses = [ToolUse("weather", {"x": "ü" * (size // 2)}, id=f"t{number}", pieces=50) for number in range(split)]
     code, _ = await failure(models, *uses, Stall())
     assert code == TOO_LARGE
@@ -306,7 +306,7 @@ async def test_inputs_beyond_the_limit_end_the_answer(models: ModelServer, split
 
 async def test_input_of_just_the_limit_is_taken(models: ModelServer) -> None:
     """Counted in UTF-8 bytes of its JSON."""
-    text = "x" * (anthropic_wire.MAX_INPUT_BYTES - len('{"x":""}'))
+    text = "x" * (reading.MAX_INPUT_BYTES - len('{"x":""}'))
     models.default = tool_calls(ToolUse("weather", {"x": text}, pieces=50))
     assert calls(await answer(models, with_tools())) == (ToolCall("toolu_1", "weather", {"x": text}),)
 

@@ -51,3 +51,5 @@ class Ears:
         async with asyncio.timeout(PATIENCE_S):
             while self.tasks:
                 await asyncio.gather(*self.tasks)
+                # Since Python 3.12 that does not wait for what is done and not forgotten yet.
+                await asyncio.sleep(0)

@@ -1,4 +1,5 @@
-"""A stand-in for the provider's Messages API on 127.0.0.1, which streams what the model's name chooses.
+"""A stand-in for both providers on 127.0.0.1, which streams what the model's name chooses: at `/v1/messages` as
+Anthropic's API does, at `/v1/chat/completions` as OpenAI's.
 
     async with ModelServer() as server:
         server.scenarios["slow"] = Scenario([Text("Hello"), gate, Text(" world"), Stop()])
@@ -19,12 +20,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, assert_never
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, assert_never
 
+from tests.support import completions, tool_rounds
 from tests.support.http_connection import Closing, HttpConnection, HttpRequest
 from tests.support.scenarios import (
-    BAD_JSON,
-    PING,
     BadJson,
     Cut,
     ErrorEvent,
@@ -50,10 +50,26 @@ from tests.support.scenarios import (
     Transcript,
     answer,
     error_body,
-    event,
     faults,
 )
-from tests.support.tool_rounds import ToolMismatchError, quoted_results, tool_rounds
+from tests.support.tool_rounds import ToolMismatchError
+
+
+class Wire(NamedTuple):
+    """How one provider's API is spoken."""
+
+    transcript: type[Transcript] | type[completions.Transcript]
+    error_body: Callable[[str, str], bytes]
+    tool_rounds: Callable[[list[dict[str, Any]]], int]
+    quoted_results: Callable[[list[dict[str, Any]]], str]
+
+
+WIRES = {
+    "/v1/messages": Wire(Transcript, error_body, tool_rounds.tool_rounds, tool_rounds.quoted_results),
+    "/v1/chat/completions": Wire(
+        completions.Transcript, completions.error_body, completions.tool_rounds, completions.quoted_results
+    ),
+}
 
 Ended: TypeAlias = Literal["open", "completed"] | Closing
 
@@ -133,7 +149,7 @@ class ModelRequest:
 
 
 class ModelServer:
-    """Answers `POST /v1/messages` with the scenario registered for the request's model, else with `default`.
+    """Answers `POST` at the paths of `WIRES` with the scenario registered for the request's model, else with `default`.
 
     Of a scenario that calls tools, requests that end with the results get what comes `then`. As the provider, it
     refuses a conversation in which calls and results don't go together.
@@ -199,17 +215,18 @@ class ModelServer:
         return self._tasks.create_task(self._respond(connection, request))
 
     async def _respond(self, connection: HttpConnection, http: HttpRequest) -> None:
-        if http.method != "POST" or http.target.partition("?")[0] != "/v1/messages":
-            await connection.respond(404, error_body("not_found_error", "POST /v1/messages is all there is"))
+        wire = WIRES.get(http.target.partition("?")[0])
+        if http.method != "POST" or wire is None:
+            await connection.respond(404, error_body("not_found_error", f"POST to {', '.join(WIRES)} is all there is"))
             return
         body = _as_stream_request(http.body)
         if body is None:
-            await connection.respond(400, error_body("invalid_request_error", "a JSON object with stream: true"))
+            await connection.respond(400, wire.error_body("invalid_request_error", "a JSON object with stream: true"))
             return
         try:
-            rounds = tool_rounds(body.get("messages", []))
+            rounds = wire.tool_rounds(body.get("messages", []))
         except ToolMismatchError as error:
-            await connection.respond(400, error_body("invalid_request_error", str(error)))
+            await connection.respond(400, wire.error_body("invalid_request_error", str(error)))
             return
         scenario = self.scenarios.get(body["model"], self.default).after(rounds)
         self._attempts[scenario] += 1
@@ -217,19 +234,22 @@ class ModelServer:
         connection.watchers.append(request._close)
         self.received.append(request)
         self._unseen.put_nowait(request)
-        await _Answer(connection, request, scenario, number=len(self.received)).play(self._attempts[scenario])
+        await _Answer(wire, connection, request, scenario, number=len(self.received)).play(self._attempts[scenario])
 
 
 class _Answer:
     """One scenario being played to one request."""
 
-    def __init__(self, connection: HttpConnection, request: ModelRequest, scenario: Scenario, *, number: int) -> None:
+    def __init__(
+        self, wire: Wire, connection: HttpConnection, request: ModelRequest, scenario: Scenario, *, number: int
+    ) -> None:
+        self._wire = wire
         self._connection = connection
         self._request = request
         self._scenario = scenario
         self._id = f"{number:08d}"
         model = request.body["model"]
-        self._transcript = Transcript(model=model, message_id=f"msg_{self._id}", usage=scenario.usage)
+        self._transcript = wire.transcript(model=model, message_id=f"msg_{self._id}", usage=scenario.usage)
 
     async def play(self, attempt: int) -> None:
         """All steps, as the scenario's `attempt`th request (from 1) sees them."""
@@ -259,11 +279,11 @@ class _Answer:
                 for data in transcript.tool_use(step):
                     await self._send_token(data)
             case QuoteResults():
-                await self._send_token(transcript.text(quoted_results(self._request.body["messages"])))
+                await self._send_token(transcript.text(self._wire.quoted_results(self._request.body["messages"])))
             case Paced(texts, rate_per_s):
                 await self._pace(list(texts), rate_per_s)
             case Ping():
-                await self._send(transcript.start() + PING)
+                await self._send(transcript.ping())
             case PingsOnly(interval_s):
                 await self._ping_forever(interval_s)
             case Pause(seconds):
@@ -275,9 +295,9 @@ class _Answer:
             case Raw(data):
                 await self._send(data)
             case BadJson():
-                await self._send(BAD_JSON)
-            case ErrorEvent(type_, message):
-                await self._send(event("error", error={"type": type_, "message": message}))
+                await self._send(transcript.bad_json())
+            case ErrorEvent():
+                await self._send(transcript.error(step))
             case Stop() | Refusal():
                 await self._stop(step)
             case KeepOpenAfterStop(stop):
@@ -296,7 +316,8 @@ class _Answer:
         if self._request.headers_sent:
             raise ValueError("HttpError after the response's headers were sent")
         self._request._note(headers_sent=True)
-        await self._connection.respond(error.status, error.payload(), dict(error.headers))
+        body = self._wire.error_body(error.type, error.message) if error.body is None else error.body
+        await self._connection.respond(error.status, body, dict(error.headers))
         self._request._end("completed")
 
     async def _pace(self, texts: list[str], rate_per_s: float) -> None:
@@ -308,7 +329,7 @@ class _Answer:
 
     async def _ping_forever(self, interval_s: float) -> None:
         while True:
-            await self._send(self._transcript.start() + PING)
+            await self._send(self._transcript.ping())
             await asyncio.sleep(interval_s)
 
     async def _stall(self) -> None:

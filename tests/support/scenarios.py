@@ -182,11 +182,15 @@ class HttpError(msgspec.Struct, frozen=True):
     body: bytes | None = None
     times: int | None = None
 
-    def payload(self) -> bytes:
-        """The body that is sent."""
-        if self.body is not None:
-            return self.body
-        return error_body(_ERROR_TYPES.get(self.status, "api_error"), f"stand-in error {self.status}")
+    @property
+    def type(self) -> str:
+        """What the provider calls the status."""
+        return _ERROR_TYPES.get(self.status, "api_error")
+
+    @property
+    def message(self) -> str:
+        """What the provider's error object says."""
+        return f"stand-in error {self.status}"
 
 
 _ERROR_TYPES = {
@@ -301,7 +305,7 @@ def faults() -> dict[str, Scenario]:
 
 
 class Transcript:
-    """One answer in the provider's events, as bytes to send; each call continues it where it stands."""
+    """One answer in the events of the Messages API, as bytes to send; each call continues it where it stands."""
 
     def __init__(self, *, model: str, message_id: str, usage: Usage) -> None:
         self._model = model
@@ -351,6 +355,18 @@ class Transcript:
             yield opening + self._delta({"type": "input_json_delta", "partial_json": piece})
             opening = b""
         yield opening + self._delta({"type": "input_json_delta", "partial_json": last}) + self._leave()
+
+    def ping(self) -> bytes:
+        """A sign of life."""
+        return self.start() + PING
+
+    def bad_json(self) -> bytes:
+        """A delta whose data is cut-off JSON."""
+        return BAD_JSON
+
+    def error(self, error: ErrorEvent) -> bytes:
+        """An error in mid-stream."""
+        return event("error", error={"type": error.type, "message": error.message})
 
     def stop(self, ending: Stop | Refusal) -> bytes:
         """The open block closed, `message_delta` and `message_stop`."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.errors import ServerError
@@ -202,6 +202,7 @@ async def test_who_reports_faster_than_the_store_takes_it_waits() -> None:
 REPORTS = st.lists(st.one_of(st.text("ab", max_size=3), st.integers(0, 5), st.sampled_from(["", None])), max_size=30)
 
 
+@settings(deadline=None)
 @given(REPORTS)
 def test_whatever_is_reported_comes_in_order(reports: list[str | int | None]) -> None:
     """Text whole, progress never backwards, each piece of text after the newest progress before it. `None`: a while

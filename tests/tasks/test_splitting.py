@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realtime.conversation import estimate_tokens
@@ -24,6 +24,7 @@ SPACES = st.sampled_from([" ", "  ", "\n", "\n\n", "\r\n\r\n", "\n \n", "\t", "\
 TEXTS = st.lists(st.one_of(WORDS, SPACES, st.text(st.characters(exclude_categories=["Cs"]))), max_size=60).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(1, 40))
 def test_nothing_is_lost_and_every_part_fits(text: str, max_tokens: int) -> None:
     """The parts have every character of the text that is no white space, in order, and none is empty or too long."""
