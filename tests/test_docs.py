@@ -392,12 +392,10 @@ def test_both_clients_reconnect_as_the_page_says() -> None:
     rows = table(PROTOCOL, "Close codes", "code")
     told = {int(code) for code, row in rows.items() if row["what a client does"].startswith("reconnect")}
     assert told == chat.RECONNECT_CODES
-    script = (ROOT / "static/realtime.js").read_text()
+    script = (ROOT / "static/realtime/connection.js").read_text()
     found = re.search(r"RECONNECT_CODES = new Set\(\[(.*?)\]\)", script)
     assert found
-    limit = re.search(r"LIMIT_CODE = (\d+)", script)
-    assert limit
-    assert told == {int(code) for code in re.findall(r"\d+", found[1].replace("LIMIT_CODE", limit[1]))}
+    assert told == {int(code) for code in found[1].split(", ")}
 
 
 def test_endpoints_agree() -> None:
