@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Folders and files whose tests start a process or a server, or play thousands of schedules.
-IMPURE_TESTS := contract end_to_end faults support responders \
+IMPURE_TESTS := conformance contract end_to_end faults support responders \
 	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
 	$(addprefix test_,compose.py conftest.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
 	redis_store.py server.py transcript_identity.py workers.py)

@@ -98,7 +98,7 @@ export type Answer = import("./realtime/state.js").Answer;
 export type Task = import("./realtime/state.js").Task;
 export type SessionOptions = {
     /**
-     * the endpoint; default `/v1/realtime` on the page's own host
+     * the server's address, or its endpoint `…/v1/realtime`; default the page's own host
      */
     url?: string | URL | undefined;
     /**

@@ -28,7 +28,7 @@ export { ResponseStream, TaskStream } from "./realtime/stream.js";
 
 /**
  * @typedef {object} SessionOptions
- * @property {string | URL} [url] the endpoint; default `/v1/realtime` on the page's own host
+ * @property {string | URL} [url] the server's address, or its endpoint `…/v1/realtime`; default the page's own host
  * @property {string | null} [sessionId] the session to attach to; without it a new one is made
  * @property {"all" | "none"} [history] whether a first attach replays the session; default `all`
  * @property {number} [deltaIntervalMs] shortest time between two frames of one answer; default 0

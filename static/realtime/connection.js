@@ -17,6 +17,7 @@ import { WebSocketTransport } from "./websocket.js";
  * @property {(code: number, reason: string) => void} ended it won't
  */
 
+const ENDPOINT = "/v1/realtime";
 const LOST = 1006;
 const TOKEN_REFUSED = 4401;
 const LIMITED = 4429;
@@ -62,9 +63,11 @@ export class Connection {
     this.#owner = owner;
   }
 
-  /** The endpoint, as an address with its host. */
+  /** The endpoint; what is given may be the server's address. */
   get url() {
-    return new URL(this.#options.url ?? "/v1/realtime", globalThis.location?.href);
+    const url = new URL(this.#options.url ?? ENDPOINT, globalThis.location?.href);
+    if (!url.pathname.endsWith(ENDPOINT)) url.pathname = url.pathname.replace(/\/$/, "") + ENDPOINT;
+    return url;
   }
 
   /** Opens one by whatever gets through. */

@@ -33,7 +33,11 @@ export class WebSocketTransport {
     address.protocol = address.protocol.replace("http", "ws");
     address.search = [...(sessionId ? [`session_id=${encodeURIComponent(sessionId)}`] : []), ...query].join("&");
     this.#socket = new WebSocket(address, token ? [SUBPROTOCOL, `bearer.${token}`] : [SUBPROTOCOL]);
-    this.#socket.onopen = () => listener.opened();
+    this.#socket.onopen = () => {
+      this.#socket.onerror = null; // its close follows, and has the code
+      listener.opened();
+    };
+    this.#socket.onerror = () => listener.closed(1006, "could not be opened"); // Node 20 tells of no close then
     this.#socket.onmessage = ({ data }) => {
       listener.alive();
       listener.event(JSON.parse(data));
