@@ -145,5 +145,9 @@ export type SessionEvents = { [Type in ServerEvent["type"]]: Extract<ServerEvent
         reason: string;
     };
 };
-export { QueueFull, RealtimeError, SessionClosed } from "./realtime/errors.js";
-export { ResponseStream, TaskStream } from "./realtime/stream.js";
+import { QueueFull } from "./realtime/errors.js";
+import { RealtimeError } from "./realtime/errors.js";
+import { ResponseStream } from "./realtime/stream.js";
+import { SessionClosed } from "./realtime/errors.js";
+import { TaskStream } from "./realtime/stream.js";
+export { QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };

@@ -13,13 +13,13 @@
  */
 
 import { Connection } from "./realtime/connection.js";
-import { RealtimeError, SessionClosed } from "./realtime/errors.js";
+import { QueueFull, RealtimeError, SessionClosed } from "./realtime/errors.js";
 import { Outbox } from "./realtime/outbox.js";
 import { SessionState } from "./realtime/state.js";
 import { EventQueue, ResponseStream, TaskStream } from "./realtime/stream.js";
 
-export { QueueFull, RealtimeError, SessionClosed } from "./realtime/errors.js";
-export { ResponseStream, TaskStream } from "./realtime/stream.js";
+// Not `export … from`: the types that are made of this would lack what they use themselves.
+export { QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };
 
 /** @typedef {import("./realtime/messages.js").ServerEvent} ServerEvent */
 /** @typedef {import("./realtime/messages.js").ClientMessage} ClientMessage */
