@@ -21,7 +21,7 @@ PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench pins clean
+.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench types pins clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -71,6 +71,10 @@ bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 	$(BIN)/python -m bench.offload
 	$(BIN)/python -m bench.floods
 	$(BIN)/python -m bench.tasks
+
+types: .venv/dev.stamp ## write the types of the JavaScript client anew
+	cd tests/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/python scripts/update_types.py
 
 pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows
 	$$(scripts/find-python) scripts/update_pins.py
