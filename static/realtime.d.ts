@@ -55,7 +55,7 @@ export class RealtimeSession extends EventTarget {
     respond(text: string, options?: Omit<import("./realtime/messages.js").ResponseCreate, "type" | "input">): ResponseStream;
     /**
      * Stops an answer. Of one that is voiced the conversation keeps what was heard: `heardChars`, or else what
-     * `heard()` was told last. Does nothing where it has ended and no more of it is heard than read.
+     * `heard()` was told last. Does nothing where the answer has ended and nothing is known to be heard of it.
      * @param {string} responseId
      * @param {{heardChars?: number}} [options]
      */

@@ -187,7 +187,7 @@ export class RealtimeSession extends EventTarget {
 
   /**
    * Stops an answer. Of one that is voiced the conversation keeps what was heard: `heardChars`, or else what
-   * `heard()` was told last. Does nothing where it has ended and no more of it is heard than read.
+   * `heard()` was told last. Does nothing where the answer has ended and nothing is known to be heard of it.
    * @param {string} responseId
    * @param {{heardChars?: number}} [options]
    */
