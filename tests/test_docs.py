@@ -22,7 +22,6 @@ from starlette.routing import Route
 import realtime
 from realtime import (
     call,
-    chat,
     connection,
     connections,
     errors,
@@ -45,6 +44,7 @@ from realtime import (
 from realtime.access import claims, door, endpoints, principal, verifiers
 from realtime.app import create_app
 from realtime.cli import main
+from realtime.client.connection import RECONNECT_CODES
 from realtime.observe import metrics
 from realtime.responders.demo import demo
 from realtime.store import memory
@@ -389,10 +389,10 @@ def test_close_codes_agree() -> None:
 
 
 def test_both_clients_reconnect_as_the_page_says() -> None:
-    """The codes after which the terminal's client and the browser's come back are those of the page."""
+    """The codes after which the Python client and JavaScript's come back are those of the page."""
     rows = table(PROTOCOL, "Close codes", "code")
     told = {int(code) for code, row in rows.items() if row["what a client does"].startswith("reconnect")}
-    assert told == chat.RECONNECT_CODES
+    assert told == RECONNECT_CODES
     script = (ROOT / "static/realtime/connection.js").read_text()
     found = re.search(r"RECONNECT_CODES = new Set\(\[(.*?)\]\)", script)
     assert found
