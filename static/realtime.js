@@ -238,8 +238,9 @@ export class RealtimeSession extends EventTarget {
   /** Gets a result that is too large for an event. @param {string} resultUrl @returns {Promise<any>} */
   async fetchResult(resultUrl) {
     const token = await this.#connection.token();
-    const address = new URL(resultUrl, this.#connection.url.href.replace(/^ws/, "http"));
-    const answer = await fetch(address, { headers: token ? { authorization: `Bearer ${token}` } : {} });
+    const { origin, pathname } = this.#connection.url;
+    const base = origin.replace(/^ws/, "http") + pathname.replace(/\/v1\/realtime$/, ""); // it may be below a path
+    const answer = await fetch(base + resultUrl, { headers: token ? { authorization: `Bearer ${token}` } : {} });
     const body = await answer.json();
     if (!answer.ok) throw new RealtimeError(body.error);
     return body;

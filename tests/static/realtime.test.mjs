@@ -937,3 +937,17 @@ test("a command that is refused over HTTP is told as over a WebSocket; one that 
   await arrived();
   assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.input), ["1", "2", "2"]);
 });
+
+test("a large result is fetched from where the server is, which may be below a path, with a fresh token", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser, { url: "wss://example.org/ai/", token: () => "a.b.c" });
+  browser.answer = () => Response.json([1]);
+  const stream = session.createTask("count", {});
+  browser.sockets[0].deliver({ type: "task.created", seq: 1, task: { id: stream.taskId } });
+  const done = { type: "task.done", task_id: stream.taskId, seq: 1, status: "complete", result_url: "/v1/tasks/x/result" };
+  browser.sockets[0].deliver(done);
+  assert.deepEqual(await stream.result(), [1]);
+  assert.equal(browser.sockets[0].url.href, "wss://example.org/ai/v1/realtime");
+  assert.equal(browser.requests[0].url.href, "https://example.org/ai/v1/tasks/x/result");
+  assert.equal(browser.requests[0].headers.authorization, "Bearer a.b.c");
+});
