@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from inspect import getsource
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,6 @@ COMPILER = ROOT / "tests/node/node_modules/.bin/tsc"
 MESSAGES = "realtime/messages.d.ts"
 OPTIONS = "--allowJs --checkJs --strict --declaration --emitDeclarationOnly --stripInternal --target es2022"
 HEAD = "// Written by scripts/update_types.py out of the protocol's structs. Kinds that are not here may come, too.\n"
-IN_THE_LOG_ONLY = {"overrides", "bill", "instance", "input", "user", "payer", "at", "result_json"}
 ALWAYS_SENT = {"seq", "fatal"}
 SIMPLE = {
     inspect.StrType: "string",
@@ -116,12 +116,17 @@ def interface(kind: type[msgspec.Struct]) -> str:
     """A struct as an interface, its docstring as the comment."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
-    from_server = issubclass(kind, protocol.ServerMessage)
     tag = [f'  type: "{info.tag}";'] if info.tag else []
-    hidden = IN_THE_LOG_ONLY if from_server else set()
-    shown = [field for field in info.fields if field.name not in hidden]
+    shown = [field for field in info.fields if field.name not in in_the_log_only(kind)]
     lines = [f"/** {' '.join((kind.__doc__ or '').split())} */", f"export interface {kind.__name__} {{"]
     return "\n".join([*lines, *tag, *map(member, shown), "}"]) + "\n"
+
+
+def in_the_log_only(kind: type[msgspec.Struct]) -> set[str]:
+    """The fields that `for_clients` takes out of an event."""
+    if not issubclass(kind, protocol.ChannelEvent):
+        return set()
+    return set(re.findall(r"(\w+)=None", getsource(kind.for_clients)))
 
 
 def member(field: inspect.Field) -> str:

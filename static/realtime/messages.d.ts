@@ -301,7 +301,7 @@ export interface ItemTruncated {
   item: Truncation;
 }
 
-/** A response was accepted. Its `overrides` and its `bill` stay in the log and are not sent. */
+/** A response was accepted. Its `overrides`, its `bill`, and the `traceparent` of what has made it stay in the log and are not sent. */
 export interface ResponseCreated {
   type: "response.created";
   seq: number;
@@ -364,7 +364,7 @@ export interface ResponseDone {
   heard_chars?: number;
 }
 
-/** A task was accepted. Its `input`, as JSON, the `user` who asked for it, and the `payer` whose limits count stay in the log and are not sent. */
+/** A task was accepted. Its `input`, as JSON, the `user` who asked for it, the `payer` whose limits count, and the `traceparent` of what has made it stay in the log and are not sent. */
 export interface TaskCreated {
   type: "task.created";
   seq: number;
