@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Folders and files whose tests start a process or a server, or play thousands of schedules.
-IMPURE_TESTS := contract end_to_end faults support responders \
+IMPURE_TESTS := conformance contract end_to_end faults support responders \
 	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
 	$(addprefix test_,compose.py conftest.py extras.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
 	redis_store.py schemas.py server.py transcript_identity.py wheel.py workers.py)
@@ -21,7 +21,7 @@ PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench pins schemas clean
+.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench types schemas pins clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -71,6 +71,10 @@ bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 	$(BIN)/python -m bench.offload
 	$(BIN)/python -m bench.floods
 	$(BIN)/python -m bench.tasks
+
+types: .venv/dev.stamp ## write the types of the JavaScript client anew
+	cd tests/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/python scripts/update_types.py
 
 pins: ## write requirements/ anew, with the newest versions that pyproject.toml allows
 	$$(scripts/find-python) scripts/update_pins.py

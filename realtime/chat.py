@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import signal
 import sys
@@ -17,13 +16,12 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from realtime.client.backoff import Backoff
+from realtime.client.connection import RECONNECT_CODES
 from realtime.keyboard import INTERRUPT, Keyboard
 from realtime.log import format_positions
 from realtime.protocol import JSON, SESSION_CHANNEL, CloseCode, new_id
 
-RECONNECT_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429})
-FIRST_DELAY_S = 0.25
-MAX_DELAY_S = 10.0
 GRACE_MS = 15_000
 """How long an answer waits for this client to come back from a lost connection."""
 PROGRESS_CHARS = 78
@@ -227,19 +225,18 @@ def run(url: str, session_id: str | None, token: str | None = None) -> int:
 
 async def _run(address: str, headers: dict[str, str], chat: Chat) -> int:
     with Keyboard() as keyboard:
-        delay_s = FIRST_DELAY_S
+        backoff, clock = Backoff(), asyncio.get_running_loop().time
         while True:
             try:
                 async with _connected(address, headers, chat) as socket:
-                    delay_s = FIRST_DELAY_S
+                    backoff.opened(clock())
                     if await _talk(socket, chat, keyboard):
                         return 0
             except (OSError, InvalidHandshake, ConnectionClosed) as error:
                 _raise_if_final(error, chat)
             _show("[connection lost, coming back]\n" if chat.positions else "[no answer, trying again]\n")
-            if await keyboard.interrupted_within(delay_s * random.uniform(0.5, 1.0)):
+            if await keyboard.interrupted_within(backoff.delay_s(clock())):
                 return 0
-            delay_s = min(delay_s * 2, MAX_DELAY_S)
 
 
 def _address(url: str) -> str:

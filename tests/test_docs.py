@@ -22,7 +22,6 @@ from starlette.routing import Route
 import realtime
 from realtime import (
     call,
-    chat,
     connection,
     connections,
     errors,
@@ -45,6 +44,7 @@ from realtime import (
 from realtime.access import claims, door, endpoints, principal, verifiers
 from realtime.app import create_app
 from realtime.cli import main
+from realtime.client.connection import RECONNECT_CODES
 from realtime.observe import metrics
 from realtime.responders.demo import demo
 from realtime.store import memory
@@ -348,8 +348,9 @@ def codes_of(argument: ast.expr, tree: ast.Module) -> list[str]:
 
 
 def test_error_codes_agree() -> None:
-    """Every code that some line of the package makes an error with is in the table, with its type; and no other."""
-    found = {pair for file in PACKAGE.rglob("*.py") for pair in raised_in(file.read_text())}
+    """Every code that some line of the server makes an error with is in the table, with its type; and no other."""
+    servers = [file for file in PACKAGE.rglob("*.py") if file.parent.name != "client"]
+    found = {pair for file in servers for pair in raised_in(file.read_text())}
     rows = table(PROTOCOL, "Errors", "code")
     told = [(code, kind) for code, row in rows.items() for kind in plain(row["type"]).split(", ")]
     assert sorted(told) == sorted(found)
@@ -374,16 +375,14 @@ def test_close_codes_agree() -> None:
 
 
 def test_both_clients_reconnect_as_the_page_says() -> None:
-    """The codes after which the terminal's client and the browser's come back are those of the page."""
+    """The codes after which the Python client and JavaScript's come back are those of the page."""
     rows = table(PROTOCOL, "Close codes", "code")
     told = {int(code) for code, row in rows.items() if row["what a client does"].startswith("reconnect")}
-    assert told == chat.RECONNECT_CODES
-    script = (ROOT / "static/realtime.js").read_text()
+    assert told == RECONNECT_CODES
+    script = (ROOT / "static/realtime/connection.js").read_text()
     found = re.search(r"RECONNECT_CODES = new Set\(\[(.*?)\]\)", script)
     assert found
-    limit = re.search(r"LIMIT_CODE = (\d+)", script)
-    assert limit
-    assert told == {int(code) for code in re.findall(r"\d+", found[1].replace("LIMIT_CODE", limit[1]))}
+    assert told == {int(code) for code in found[1].split(", ")}
 
 
 def test_endpoints_agree() -> None:

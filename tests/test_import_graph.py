@@ -16,7 +16,7 @@ LAYERS = (
     # From low to high: a module may import from its own layer and from lower ones. What is not named
     # here is held to the absence of cycles only. A package's name stands for what is inside it and not named.
     ("protocol", "errors", "settings", "control", "log", "idle", "doorbell", "pace"),
-    ("store", "observe", "background", "offload", "http"),
+    ("client", "store", "observe", "background", "offload", "http"),
     ("session", "conversation", "view", "viewers", "decoding", "opening"),
     ("access",),
     ("live", "hub", "cursor", "responders", "usage", "lease"),

@@ -23,6 +23,7 @@ from websockets.asyncio.client import connect
 from realtime.settings import Settings, load_settings, variable
 from realtime.tasks.builtin import BUILTIN_TASKS
 from realtime.tasks.registry import Registry
+from tests.support.examples import output_of
 from tests.support.instance import environment as clean
 from tests.support.server import running_server
 
@@ -36,7 +37,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-RESPONDER, SERVER, TASK = blocks("python")
+CLIENT, RESPONDER, SERVER, TASK = blocks("python")
 
 
 @pytest.fixture
@@ -287,13 +288,11 @@ async def test_the_demo_answers_what_the_readme_sends() -> None:
         assert await answer_of(server.ws_url) == "You said: Hello."
 
 
-def test_the_browser_client_has_what_the_readme_calls() -> None:
-    """Whatever the JavaScript example calls on a session is a method of the client."""
-    [example] = blocks("js")
-    [path] = re.findall(r'from "/(static/[\w.]+)"', example)
-    client = (ROOT / path).read_text()
-    called = set(re.findall(r"session\.(\w+)\(", example)) - {"addEventListener"}
-    assert called == {"connect", "respond"}
-    for method in called:
-        assert re.search(rf"^  {method}\(", client, re.MULTILINE), method
-    assert re.search(r"@property \{string \| URL\} \[url\]", client)
+async def test_the_clients_are_answered() -> None:
+    """The JavaScript example, as a page of the server would run it, and the Python one."""
+    [script] = blocks("js")
+    async with running_server(hello) as server:
+        assert await output_of(script, server) == "You said: Hello.\n"
+        told = await output_of(CLIENT, server)
+    assert "ResponseCreated(" in told
+    assert "delta='You said: Hello.'" in told

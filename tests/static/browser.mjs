@@ -1,6 +1,5 @@
 // What of a browser the client needs, under the tests' control: the network, the clock and chance.
 
-import { readFile } from "node:fs/promises";
 import { webcrypto } from "node:crypto";
 
 // Node 18 has neither.
@@ -12,9 +11,8 @@ globalThis.CustomEvent ??= class CustomEvent extends Event {
   }
 };
 
-// By its text: without a package.json beside it an older Node takes a .js file for CommonJS.
-const source = await readFile(new URL("../../static/realtime.js", import.meta.url), "utf8");
-export const { RealtimeSession, newId } = await import(`data:text/javascript,${encodeURIComponent(source)}`);
+// Here, as an import would come before what is put in its place above.
+export const { QueueFull, RealtimeError, RealtimeSession, SessionClosed, newId } = await import("../../static/realtime.js");
 
 /** A WebSocket whose other end is the test. */
 class FakeSocket {
@@ -47,6 +45,7 @@ class FakeSocket {
 
   /** The server's first frame. */
   attach(more = {}) {
+    this.onopen();
     const type = this.url.searchParams.has("session_id") ? "session.resumed" : "session.created";
     const session = { id: this.url.searchParams.get("session_id") ?? "sess_1" };
     this.deliver({ type, session, connection_id: "conn_1", positions: { session: 0 }, participants: [], ...more });
@@ -90,17 +89,57 @@ export async function settle() {
   for (let turn = 0; turn < 10; turn += 1) await null;
 }
 
+/** A stream of server-sent events whose other end is the test. */
+class FakeStream {
+  #bytes;
+
+  constructor() {
+    const body = new ReadableStream({ start: (bytes) => { this.#bytes = bytes; } });
+    this.response = new Response(body, { headers: { "content-type": "text/event-stream" } });
+  }
+
+  /** The server sends bytes. */
+  write(text) {
+    this.#bytes.enqueue(typeof text === "string" ? new TextEncoder().encode(text) : text);
+  }
+
+  /** The server sends an event. */
+  deliver(event) {
+    this.write(`event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`);
+  }
+
+  end() {
+    this.#bytes.close();
+  }
+}
+
+let port = 10_000;
+
 /**
- * A page at `href`, for one test: `browser.sockets`, `browser.clock`, and `browser.random`, what chance gives.
+ * A page at `href`, for one test: `browser.sockets`, `browser.requests` (those of `fetch`, which fails unless
+ * `browser.answer` is set), `browser.clock`, and `browser.random`, what chance gives. By default each has a host of its
+ * own, as what a client has learnt of one it remembers.
  * @param {import("node:test").TestContext} test
  */
-export function browserFor(test, href = "http://127.0.0.1:8000/") {
+export function browserFor(test, href = `http://127.0.0.1:${port += 1}/`) {
   const clock = new FakeClock();
-  const browser = { clock, sockets: [], random: 0.5 };
+  const browser = {
+    clock,
+    sockets: [],
+    requests: [],
+    random: 0.5,
+    answer: () => { throw new TypeError("the network is away"); },
+    stream: () => new FakeStream(),
+  };
   FakeSocket.made = browser.sockets;
   const fakes = {
     WebSocket: FakeSocket,
     location: new URL(href),
+    fetch: async (url, { method = "GET", headers = {}, body } = {}) => {
+      const request = { method, url: new URL(url), headers, body: body && JSON.parse(body) };
+      browser.requests.push(request);
+      return browser.answer(request);
+    },
     setTimeout: (callback, ms) => clock.set(callback, ms),
     setInterval: (callback, ms) => clock.set(callback, ms, ms),
     clearTimeout: (id) => clock.timers.delete(id),

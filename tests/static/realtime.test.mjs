@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { RealtimeSession, browserFor, listen, newId, settle } from "./browser.mjs";
+import { QueueFull, RealtimeError, RealtimeSession, SessionClosed, browserFor, listen, newId, settle } from "./browser.mjs";
 
 /** A session that is attached. */
 async function attached(browser, options = {}) {
@@ -294,7 +294,7 @@ test("it comes back after these codes, and after no others", async (t) => {
 
 test("the waits double from a quarter of a second to ten, with jitter", async (t) => {
   const browser = browserFor(t);
-  const session = new RealtimeSession();
+  const session = new RealtimeSession({ transport: "websocket" });
   const told = listen(session, "disconnect");
   session.connect();
   for (const random of [0, 0.999999]) {
@@ -452,8 +452,9 @@ test("a silent connection is asked whether it lives, then left", async (t) => {
 
 test("a connection that never opens is given up", async (t) => {
   const browser = browserFor(t);
-  new RealtimeSession().connect();
-  await browser.clock.pass(46_000);
+  new RealtimeSession({ transport: "websocket" }).connect();
+  await settle();
+  await browser.clock.pass(10_200);
   assert.equal(browser.sockets[0].closed, true);
   assert.equal(browser.sockets.length, 2);
 });
@@ -649,19 +650,304 @@ test("a cancel that also truncates has an effect of its own, and waits for it", 
   assert.equal(browser.sockets[1].sent[0].heard_chars, 3);
 });
 
-test("no more commands are repeated than the server remembers", async (t) => {
+test("no more commands wait than the server remembers: one more is refused", async (t) => {
   const browser = browserFor(t);
   const session = new RealtimeSession();
-  for (let n = 0; n < 1_200; n += 1) session.send({ type: "response.create", input: String(n) });
+  for (let n = 0; n < 1_000; n += 1) session.send({ type: "response.create", input: String(n) });
+  assert.throws(() => session.respond("1001"), QueueFull);
+  session.send({ type: "ping" }); // which is not kept
   session.connect();
   await settle();
   browser.sockets[0].attach();
   assert.equal(browser.sockets[0].sent.length, 1_000);
-  assert.equal(browser.sockets[0].sent[0].input, "200");
+  browser.sockets[0].deliver({ type: "session.updated", seq: 1, for_event_id: browser.sockets[0].sent[0].event_id });
+  session.respond("1001");
 });
 
 test("ids are legal and never the same", () => {
   const ids = Array.from({ length: 1_000 }, () => newId("resp"));
   assert.equal(new Set(ids).size, 1_000);
   for (const id of ids) assert.match(id, /^resp_[0-9a-f]{32}$/);
+});
+
+// --- iterating ------------------------------------------------------------------------------------------
+
+/** What a loop yields until it ends, and what it throws. */
+async function iterated(loop) {
+  const events = [];
+  try {
+    for await (const event of loop) events.push(event);
+  } catch (error) {
+    return { events, error };
+  }
+  return { events };
+}
+
+test("an answer is iterated, to its end, without those of others", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const stream = session.respond("Hello");
+  const { responseId } = stream;
+  const all = [created(responseId, 1), delta(responseId, 1, "a"), done(responseId, 2)];
+  browser.sockets[0].deliver(all[0]);
+  browser.sockets[0].deliver(created("resp_2", 2));
+  browser.sockets[0].deliver(all[1]);
+  browser.sockets[0].deliver(delta("resp_2", 1, "other"));
+  browser.sockets[0].deliver(all[2]);
+  assert.deepEqual(await iterated(stream), { events: all });
+  assert.equal(await stream.text(), "a");
+  assert.deepEqual(await stream.done(), all[2]);
+});
+
+test("what is iterated late comes merged", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const stream = session.respond("Hello");
+  const id = stream.responseId;
+  browser.sockets[0].deliver(created(id, 1));
+  for (const [n, piece] of ["a", "b", "👋"].entries()) browser.sockets[0].deliver(delta(id, n + 1, piece));
+  browser.sockets[0].deliver({ type: "response.reasoning.delta", response_id: id, seq: 4, delta: "hm" });
+  browser.sockets[0].deliver(delta(id, 6, "cd", { merged: 2 }));
+  browser.sockets[0].deliver(done(id, 7));
+  const { events } = await iterated(stream);
+  assert.deepEqual(events.map(({ seq, merged = 1, delta: text }) => [seq, merged, text]), [
+    [1, 1, undefined], [3, 3, "ab👋"], [4, 1, "hm"], [6, 2, "cd"], [7, 1, undefined],
+  ]);
+});
+
+test("a refusal is thrown with its code", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const stream = session.respond("Hello");
+  const error = { type: "conflict_error", code: "response_in_progress", message: "No.", event_id: stream.eventId };
+  browser.sockets[0].deliver({ type: "error", error });
+  const { error: thrown } = await iterated(stream);
+  assert.ok(thrown instanceof RealtimeError);
+  assert.deepEqual([thrown.code, thrown.type, thrown.message], ["response_in_progress", "conflict_error", "No."]);
+  await assert.rejects(stream.text(), RealtimeError);
+});
+
+test("an end of the connection is thrown, but for a close", async (t) => {
+  for (const [code, thrown] of [[1000, undefined], [4404, SessionClosed]]) {
+    const browser = browserFor(t);
+    const session = await attached(browser);
+    const [whole, stream] = [session[Symbol.asyncIterator](), session.respond("Hello")];
+    const looping = iterated(whole);
+    await settle();
+    browser.sockets[0].deliver({ type: "pong" });
+    browser.sockets[0].lose(code, "why");
+    const { events, error } = await looping;
+    assert.deepEqual(events, [{ type: "pong" }]);
+    assert.equal(error?.constructor, thrown);
+    assert.equal((await iterated(stream)).error.closeCode, code);
+    assert.equal((await iterated(session)).error?.closeCode, thrown && code);
+  }
+});
+
+// --- voice ----------------------------------------------------------------------------------------------
+
+test("an answer that is stopped keeps what was heard, and nothing is heard of it later", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const [socket] = browser.sockets;
+  for (const [n, id] of ["told", "voiced", "running", "unseen"].entries()) socket.deliver(created(id, n + 1));
+  for (const id of ["told", "voiced", "running"]) socket.deliver(delta(id, 1, "Good 👋 day"));
+  for (const id of ["told", "voiced"]) socket.deliver(done(id, 2));
+  session.heard("told", 11);
+  session.heard("voiced", 7);
+  session.heard("voiced", 5);
+  session.heard("running", 0);
+  session.interrupt();
+  session.heard("voiced", 9);
+  socket.deliver(done("running", 2, "cancelled"));
+  session.interrupt();
+  assert.deepEqual(socket.sent.map(({ type, response_id, heard_chars }) => [type, response_id, heard_chars]), [
+    ["response.cancel", "voiced", 7],
+    ["response.cancel", "running", 0],
+    ["response.cancel", "unseen", undefined],
+    ["response.cancel", "unseen", undefined],
+  ]);
+});
+
+// --- tasks ----------------------------------------------------------------------------------------------
+
+test("a task is iterated, and what it came to is a promise", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const stream = session.createTask("count", { to: 2 });
+  const { task_id, name, input } = browser.sockets[0].sent[0];
+  assert.deepEqual([task_id, name, input], [stream.taskId, "count", { to: 2 }]);
+  const all = [
+    { type: "task.created", seq: 1, task: { id: task_id, name, status: "pending" } },
+    { type: "task.started", task_id, seq: 1, attempt: 1 },
+    { type: "task.progress", task_id, seq: 2, attempt: 1, progress: 1, total: 2, message: "one" },
+    { type: "task.done", task_id, seq: 3, status: "complete", result: [1, 2] },
+  ];
+  for (const event of all.slice(0, 3)) browser.sockets[0].deliver(event);
+  const { status, progress, total, message } = session.tasks.get(task_id);
+  assert.deepEqual([status, progress, total, message], ["running", 1, 2, "one"]);
+  browser.sockets[0].deliver(all[3]);
+  assert.deepEqual(await iterated(stream), { events: all });
+  assert.deepEqual(await stream.result(), [1, 2]);
+  stream.cancel();
+  assert.equal(browser.sockets[0].sent.length, 1);
+});
+
+test("a task that came to nothing throws", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  for (const [n, error] of [{ type: "server_error", code: "task_failed", message: "It raised." }, undefined].entries()) {
+    const stream = session.createTask("count", {});
+    browser.sockets[0].deliver({ type: "task.created", seq: n + 1, task: { id: stream.taskId } });
+    browser.sockets[0].deliver({
+      type: "task.done", task_id: stream.taskId, seq: 1, status: error ? "failed" : "cancelled", error,
+    });
+    await assert.rejects(stream.result(), { code: error?.code ?? "cancelled" });
+  }
+});
+
+// --- server-sent events ---------------------------------------------------------------------------------
+
+const first = { type: "session.resumed", session: { id: "sess_1" }, positions: { session: 0 }, participants: [] };
+
+/** A server that is reached by `fetch` alone. @returns {any[]} the streams that it has opened */
+function servedBy(browser, refusal) {
+  const streams = [];
+  browser.answer = ({ method, url }) => {
+    if (url.pathname.endsWith("/v1/sessions")) return Response.json({ session: { id: "sess_1" } }, { status: 201 });
+    if (method === "POST") return refusal?.() ?? Response.json({ accepted: true }, { status: 202 });
+    streams.push(browser.stream());
+    return streams.at(-1).response;
+  };
+  return streams;
+}
+
+/** Lets what is read from a stream arrive. */
+const arrived = () => new Promise((resolve) => { setImmediate(() => setImmediate(resolve)); });
+
+test("a WebSocket that can't be opened is replaced at once, for the whole page", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const session = new RealtimeSession({ token: "a.b.c" });
+  const told = listen(session, "session.created", "open", "disconnect");
+  session.connect();
+  await settle();
+  session.respond("Hello");
+  browser.sockets[0].lose(1006);
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  assert.deepEqual(told.map(([type]) => type), ["session.created", "open"]);
+  assert.equal(session.transport, "sse");
+  assert.deepEqual(browser.requests.map(({ method, url, body }) => [method, url.pathname + url.search, body?.input]), [
+    ["POST", "/v1/sessions", undefined],
+    ["GET", "/v1/sessions/sess_1/events", undefined],
+    ["POST", "/v1/sessions/sess_1/events", "Hello"],
+  ]);
+  for (const { headers } of browser.requests) assert.equal(headers.authorization, "Bearer a.b.c");
+  new RealtimeSession().connect();
+  await arrived();
+  assert.equal(browser.sockets.length, 1);
+  assert.equal(browser.requests.length, 5);
+});
+
+test("where neither gets through, the WebSocket is tried again", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession();
+  const told = listen(session, "disconnect");
+  session.connect();
+  await settle();
+  browser.sockets[0].lose(1006);
+  await arrived();
+  assert.equal(browser.requests.length, 1);
+  assert.equal(told.length, 1);
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets.length, 2);
+});
+
+test("a refusal, or a connection that was open, is no reason to leave WebSockets", async (t) => {
+  const browser = browserFor(t);
+  new RealtimeSession({ sessionId: "sess_9" }).connect();
+  await settle();
+  browser.sockets[0].lose(4404);
+  const session = await attached(browser);
+  for (let turn = 0; turn < 3; turn += 1) {
+    browser.sockets.at(-1).lose(1006);
+    await browser.clock.pass(10_000);
+  }
+  await arrived();
+  assert.equal(session.transport, "websocket");
+  assert.deepEqual(browser.requests, []);
+});
+
+test("a stream is resumed by positions, and read wherever it is cut into pieces", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  const text = [created("resp_1", 1), delta("resp_1", 1, "a👋b")].map((event) => `data: ${JSON.stringify(event)}\r\n\r\n`);
+  const bytes = new TextEncoder().encode(`: a comment\n${text.join("")}`);
+  for (const byte of bytes) streams[0].write(new Uint8Array([byte]));
+  await arrived();
+  streams[0].end();
+  await arrived();
+  await browser.clock.pass(1_000);
+  await arrived();
+  assert.equal(session.responses.get("resp_1").text, "a👋b");
+  assert.equal(browser.requests.at(-1).url.search, "?after=session:1,resp_1:1");
+});
+
+test("HTTP's refusals mean what the close codes do", async (t) => {
+  const codes = { 204: 1000, 400: 4400, 401: 4401, 403: 4403, 404: 4404, 410: 4410 };
+  for (const [status, code] of Object.entries(codes)) {
+    const browser = browserFor(t);
+    const error = { type: "t", code: "no", message: "No." };
+    browser.answer = () => (status === "204" ? new Response(null, { status }) : Response.json({ error }, { status }));
+    const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+    const told = listen(session, "closed");
+    session.connect();
+    await arrived();
+    assert.equal(told[0]?.[1].code, code, status);
+  }
+});
+
+test("a command that is refused over HTTP is told as over a WebSocket; one that got nowhere is repeated", async (t) => {
+  const browser = browserFor(t);
+  const error = { type: "conflict_error", code: "no", message: "No." };
+  const answers = [Response.json({ error }, { status: 409 }), new Response("Bad gateway", { status: 502 })];
+  const streams = servedBy(browser, () => answers.shift());
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+  const told = listen(session, "error", "disconnect");
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  const refused = session.respond("1");
+  await assert.rejects(refused.done(), { code: "no" });
+  session.respond("2");
+  await arrived();
+  assert.deepEqual(told.map(([type, detail]) => [type, detail.error?.event_id ?? detail.code]), [
+    ["error", refused.eventId], ["disconnect", 1013],
+  ]);
+  await browser.clock.pass(1_000);
+  await arrived();
+  streams[1].deliver(first);
+  await arrived();
+  assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.input), ["1", "2", "2"]);
+});
+
+test("a large result is fetched from where the server is, which may be below a path, with a fresh token", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser, { url: "wss://example.org/ai/", token: () => "a.b.c" });
+  browser.answer = () => Response.json([1]);
+  const stream = session.createTask("count", {});
+  browser.sockets[0].deliver({ type: "task.created", seq: 1, task: { id: stream.taskId } });
+  const done = { type: "task.done", task_id: stream.taskId, seq: 1, status: "complete", result_url: "/v1/tasks/x/result" };
+  browser.sockets[0].deliver(done);
+  assert.deepEqual(await stream.result(), [1]);
+  assert.equal(browser.sockets[0].url.href, "wss://example.org/ai/v1/realtime");
+  assert.equal(browser.requests[0].url.href, "https://example.org/ai/v1/tasks/x/result");
+  assert.equal(browser.requests[0].headers.authorization, "Bearer a.b.c");
 });

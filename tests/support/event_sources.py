@@ -8,6 +8,7 @@ async with node_source(url) as source:
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -128,7 +129,7 @@ class Source:
 @asynccontextmanager
 async def node_source(url: str) -> AsyncIterator[Source]:
     """The `EventSource` of the npm package, which is installed where it is missing."""
-    node = await _with_packages()
+    node = await node_with_packages()
     process = await asyncio.create_subprocess_exec(
         node,
         "follow.mjs",
@@ -175,8 +176,14 @@ async def _read(process: asyncio.subprocess.Process, source: Source) -> None:
         source.put(json.loads(line))
 
 
-async def _with_packages() -> str:
+async def node_with_packages() -> str:
     """The Node to run, with the packages of the lock file beside it. In CI that fails where it can't be; else skips."""
+    with (NODE_FOLDER / "package.json").open() as lock:  # another test may be installing them
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        return await _installed()
+
+
+async def _installed() -> str:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None:
         _missing("node")

@@ -1,0 +1,80 @@
+"""What carries a session: where it leads, what it has to do, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from msgspec import Struct
+
+from realtime.client.events import Fields
+
+LOST = 1006
+OVERLOADED = 1013
+ENDPOINT = "/v1/realtime"
+OPEN_S = 10.0
+"""How long it may take to open a connection."""
+SILENCE_S = 45.0
+"""A connection on which nothing came for so long is dead."""
+
+
+class Closed(Exception):
+    """The connection has ended, by a close code or what would be one. `reconnect_in_s` is when to come back."""
+
+    def __init__(self, code: int, reason: str = "", *, reconnect_in_s: float | None = None) -> None:
+        super().__init__(f"{code} {reason}")
+        self.code = code
+        self.reason = reason
+        self.reconnect_in_s = reconnect_in_s
+
+
+class Left(Closed):
+    """The client itself has ended it, for good."""
+
+
+class NotOpened(Closed):
+    """There was not even an answer of the server: it is away, or something on the way lets nothing through."""
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """Where a connection leads, and who asks. `url` is the WebSocket endpoint, or the server's address."""
+
+    url: str
+    session_id: str | None
+    query: dict[str, str]
+    token: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request says of who asks."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def websocket(self) -> str:
+        """The address of the WebSocket."""
+        query = {"session_id": self.session_id, **self.query} if self.session_id else self.query
+        return self._address("ws", ENDPOINT) + (f"?{urlencode(query)}" if query else "")
+
+    def http(self, path: str) -> str:
+        """The address of a path below `/v1/` over HTTP."""
+        return self._address("http", f"/v1/{path}")
+
+    def _address(self, scheme: str, path: str) -> str:
+        parts = urlsplit(self.url)
+        secure = parts.scheme in {"https", "wss"}
+        base = parts.path.removesuffix(ENDPOINT).rstrip("/")
+        return urlunsplit((scheme + "s" * secure, parts.netloc, base + path, "", ""))
+
+
+class Wire(Protocol):
+    """An open connection. Where it `acknowledges`, a command that was sent was carried out."""
+
+    @property
+    def acknowledges(self) -> bool:
+        """See above."""
+
+    def events(self) -> AsyncIterator[Fields]:
+        """What comes. Raises `Closed` at the end, and ends in no other way."""
+
+    async def send(self, command: Fields) -> Fields | None:
+        """Send a command. Returns the message that refuses it if that won't come by `events`. Raises `Closed`."""

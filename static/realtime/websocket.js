@@ -1,0 +1,56 @@
+/** A session's events and commands over one WebSocket. */
+
+/**
+ * Where a connection leads, and who asks. `query` is without the session; `url` is `…/v1/realtime`.
+ * @typedef {{url: URL, sessionId: string | null, query: string[], token: string | undefined}} Target
+ */
+
+/**
+ * What a transport tells. After `closed` it tells nothing more.
+ * @typedef {object} Listener
+ * @property {() => void} opened the way through is there
+ * @property {() => void} alive something came, an event or not
+ * @property {(event: any) => void} event
+ * @property {(eventId: string) => void} settled the server has carried a command out
+ * @property {(code: number, reason: string) => void} closed
+ */
+
+/**
+ * @typedef {object} Transport
+ * @property {(command: Record<string, any>) => void} send
+ * @property {() => void} close
+ */
+
+const SUBPROTOCOL = "realtime.v1";
+
+/** @implements {Transport} */
+export class WebSocketTransport {
+  #socket;
+
+  /** @param {Target} target @param {Listener} listener */
+  constructor({ url, sessionId, query, token }, listener) {
+    const address = new URL(url);
+    address.protocol = address.protocol.replace("http", "ws");
+    address.search = [...(sessionId ? [`session_id=${encodeURIComponent(sessionId)}`] : []), ...query].join("&");
+    this.#socket = new WebSocket(address, token ? [SUBPROTOCOL, `bearer.${token}`] : [SUBPROTOCOL]);
+    this.#socket.onopen = () => {
+      this.#socket.onerror = null; // its close follows, and has the code
+      listener.opened();
+    };
+    this.#socket.onerror = () => listener.closed(1006, "could not be opened"); // Node 20 tells of no close then
+    this.#socket.onmessage = ({ data }) => {
+      listener.alive();
+      listener.event(JSON.parse(data));
+    };
+    this.#socket.onclose = ({ code, reason }) => listener.closed(code, reason);
+  }
+
+  /** @param {Record<string, any>} command */
+  send(command) {
+    this.#socket.send(JSON.stringify(command));
+  }
+
+  close() {
+    this.#socket.close();
+  }
+}

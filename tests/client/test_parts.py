@@ -1,0 +1,157 @@
+"""What the Python client decides without a network."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from realtime.client.backoff import Backoff
+from realtime.client.errors import QueueFull
+from realtime.client.events import UnknownEvent, typed
+from realtime.client.outbox import Outbox
+from realtime.client.refusals import end_of_stream, refusal
+from realtime.client.state import State
+from realtime.client.streams import EventQueue
+from realtime.client.wire import Target
+from realtime.protocol import OutputTextDelta, Pong
+
+
+def delta(seq: int, text: str, **more: Any) -> dict[str, Any]:
+    return {"type": "response.output_text.delta", "response_id": "resp_1", "seq": seq, "delta": text, **more}
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def test_messages_are_structs() -> None:
+    """Fields that a newer server adds are passed over."""
+    assert typed({**delta(3, "a"), "new": 1}) == OutputTextDelta(response_id="resp_1", seq=3, delta="a")
+
+
+@pytest.mark.parametrize("fields", [{"type": "made.up", "seq": 1}, {"type": "response.done", "status": "new"}])
+def test_what_is_not_known_is_no_error(fields: dict[str, Any]) -> None:
+    """Neither a kind, nor a value of one that is known."""
+    assert typed(fields) == UnknownEvent(type=fields["type"], fields=fields)
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+def test_events_of_unknown_kinds_move_positions() -> None:
+    """In whichever channel they are."""
+    state = State("sess_1", "all")
+    for event in ({"type": "a", "seq": 1}, {"type": "b", "task_id": "task_1", "seq": 4, "merged": 4}):
+        assert state.advance(event)
+        state.fold(event)
+    assert state.resumption() == {"after": "session:1,task_1:4"}
+
+
+@pytest.mark.parametrize("wrong", [delta(3, "c"), delta(2, "ab", merged=2), delta(1, "a")])
+def test_a_gap_and_a_double_are_not_applied(wrong: dict[str, Any]) -> None:
+    """The position stays where it was."""
+    state = State("sess_1", "all")
+    assert state.advance(delta(1, "a"))
+    assert not state.advance(wrong)
+    assert state.positions == {"resp_1": 1}
+
+
+def test_a_reset_drops_what_is_there() -> None:
+    """Of that channel alone."""
+    state = State("sess_1", "all")
+    for event in (delta(9, "shown", merged=9), delta(2, "stored", merged=2, reset=True)):
+        assert state.advance(event)
+        state.fold(event)
+    assert (state.responses["resp_1"].text, state.positions["resp_1"]) == ("stored", 2)
+
+
+# --- iterating -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_waits_is_joined_by_the_merge_rules() -> None:
+    """Neighbours of one kind in one channel: deltas one after the other, of progress the newest."""
+    queue = EventQueue()
+    progress = {"type": "task.progress", "task_id": "task_1", "attempt": 1, "progress": 1}
+    events = [delta(1, "a"), delta(3, "bc", merged=2), progress | {"seq": 2}, progress | {"seq": 3, "progress": 2}]
+    for event in [*events, delta(4, "d", reset=True), {"type": "pong"}, {"type": "pong"}]:
+        queue.push(event)
+    queue.finish()
+    taken = [event async for event in _all(queue)]
+    assert [event.get("merged") for event in taken] == [3, 2, None, None, None]
+    assert (taken[0]["delta"], taken[0]["seq"], taken[1]["progress"]) == ("abc", 3, 2)
+    assert typed(taken[-1]) == Pong()
+
+
+async def _all(queue: EventQueue) -> Any:
+    while (event := await queue.take()) is not None:
+        yield event
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_commands_wait_in_their_order_up_to_a_limit() -> None:
+    """What is about one connection alone does not wait; a cancel is done with once its response is."""
+    outbox = Outbox(2)
+    outbox.add({"type": "ping", "event_id": "1"})
+    outbox.add({"type": "response.cancel", "response_id": "resp_1", "event_id": "2"})
+    outbox.add({"type": "response.cancel", "response_id": "resp_1", "heard_chars": 3, "event_id": "3"})
+    with pytest.raises(QueueFull):
+        outbox.add({"type": "session.update", "event_id": "4"})
+    outbox.settle_cancels("resp_1")
+    assert [command["event_id"] for command in outbox.waiting] == ["3"]
+
+
+# --- coming back -----------------------------------------------------------------------------------------------------
+
+
+def test_waits_double_with_jitter_until_a_connection_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a quarter of a second to ten; a connection that was dropped at once does not count."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    backoff = Backoff()
+    assert [backoff.delay_s(0) for _ in range(7)] == [0.25, 0.5, 1, 2, 4, 8, 10]
+    backoff.opened(10)
+    assert backoff.delay_s(11) == 10
+    backoff.opened(20)
+    assert backoff.delay_s(26) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://h:1", ("ws://h:1/v1/realtime?session_id=s&after=session%3A1", "http://h:1/v1/sessions")),
+        (
+            "wss://h/ai/v1/realtime",
+            ("wss://h/ai/v1/realtime?session_id=s&after=session%3A1", "https://h/ai/v1/sessions"),
+        ),
+        ("https://h/ai/", ("wss://h/ai/v1/realtime?session_id=s&after=session%3A1", "https://h/ai/v1/sessions")),
+    ],
+)
+def test_an_address_may_be_the_server_s_or_its_endpoint(url: str, expected: tuple[str, str]) -> None:
+    """Also below a path."""
+    target = Target(url=url, session_id="s", query={"after": "session:1"}, token=None)
+    assert (target.websocket(), target.http("sessions")) == expected
+
+
+def test_what_is_not_the_server_s_answer_is_no_refusal() -> None:
+    """A proxy's page says nothing about the session."""
+    assert refusal(403, b"<html>") is None
+    refused = refusal(404, b'{"error": {"type": "not_found_error", "code": "session_not_found", "message": "No."}}')
+    assert refused is not None
+    assert refused.code == 4404
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        ({}, 1006),
+        ({"type": "session.closed", "reason": "closed"}, 1000),
+        ({"type": "error", "error": {"type": "not_found_error", "code": "session_deleted", "fatal": True}}, 4410),
+        ({"type": "error", "error": {"type": "authentication_error", "code": "token_expired", "fatal": True}}, 4401),
+        ({"type": "error", "error": {"type": "not_found_error", "code": "x", "fatal": False}}, 1006),
+    ],
+)
+def test_the_end_of_a_stream_means_what_came_last(last: dict[str, Any], code: int) -> None:
+    """In the WebSocket's close codes."""
+    assert end_of_stream(last).code == code
