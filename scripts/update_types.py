@@ -46,9 +46,9 @@ def main() -> None:
         for script in [Path("realtime.js"), *(file.relative_to(STATIC) for file in STATIC.glob("realtime/*.js"))]:
             shutil.copy(STATIC / script, sources / script)
         (sources / MESSAGES).write_text(messages())
-        command = [COMPILER, *OPTIONS.split(), "--module", "nodenext", "--outDir", types, sources / "realtime.js"]
+        command = [str(COMPILER), *OPTIONS.split(), "--module", "nodenext", "--outDir", str(types)]
         (sources / "package.json").write_text('{"type": "module"}')
-        compiled = subprocess.run(command, check=False)
+        compiled = subprocess.run([*command, str(sources / "realtime.js")], check=False)
         if compiled.returncode:
             sys.exit(compiled.returncode)
         shutil.copy(sources / MESSAGES, types / MESSAGES)
@@ -73,7 +73,8 @@ def needed(folder: Path, start: Path) -> set[Path]:
 
 def messages() -> str:
     """The types of all messages, and of what is in them."""
-    server, client = list(leaves(protocol.ServerMessage)), [*leaves(protocol.ClientMessage), protocol.ResponseCreate]
+    server = list(leaves(protocol.ServerMessage))
+    client: list[type[msgspec.Struct]] = [*leaves(protocol.ClientMessage), protocol.ResponseCreate]
     objects = [kind for kind in structs() if kind not in {*server, *client} and is_shown(kind)]
     parts = [*map(interface, [*objects, *client, *server])]
     parts += [union("ClientMessage", client), union("ServerEvent", server)]
