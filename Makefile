@@ -10,8 +10,14 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# Folders and files whose tests start a process or a server, or play thousands of schedules.
-IMPURE_TESTS := conformance contract end_to_end faults support responders \
+# Folders and files whose tests start a process or a server, or take their time.
+IMPURE_TESTS := client conformance contract end_to_end faults support responders \
+	$(addprefix access/test_,addresses.py bodies.py headers.py jwks.py keeper.py ledger.py origins.py rates.py rules.py tokens.py) \
+	$(addprefix tasks/test_,endpoints.py reporter.py run.py saq_queue.py splitting.py stream.py summarise.py tools.py worker.py) \
+	$(addprefix test_,chat.py check.py compose.py conftest.py dashboard.py docs.py engine.py extras.py instances.py journal.py live.py \
+	logs.py loop_watch.py metrics.py offload.py oneshot.py readme.py redis_access.py redis_health.py redis_store.py repository.py \
+	schemas.py sealing.py server.py transcript_identity.py upkeep.py wheel.py workers.py)
+PURE_TESTS := conformance contract end_to_end faults support responders \
 	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
 	$(addprefix test_,compose.py conftest.py extras.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
 	redis_store.py schemas.py server.py transcript_identity.py wheel.py workers.py)
@@ -39,7 +45,7 @@ test: .venv/dev.stamp ## everything that CI checks (ARGS go to pytest)
 	@printf '\n== pytest\n'
 	@exec scripts/run-tests $(ARGS)
 
-test-pure: .venv/dev.stamp ## the tests that start nothing (seconds; ARGS go to pytest)
+test-pure: .venv/dev.stamp ## the tests that start nothing, in five seconds (ARGS go to pytest)
 	@exec $(BIN)/python -m pytest $(PURE_TESTS) $(ARGS)
 
 chaos: .venv/dev.stamp ## several instances under random faults (ARGS="--seconds 300 --seed 7 --sessions 50")
