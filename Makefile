@@ -27,7 +27,7 @@ PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-pure chaos lint format check javascript test-packages bench types schemas pins clean
+.PHONY: help serve test test-full test-pure compiled chaos lint format check javascript test-packages bench types schemas pins clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -38,12 +38,16 @@ serve: .venv/runtime.stamp ## the server on http://127.0.0.1:8000 (ARGS are pass
 # pytest comes last, so that its own summary ends the output.
 test: .venv/dev.stamp ## everything that CI checks (ARGS go to pytest)
 	$(call step,system packages,scripts/install-test-packages)
-	$(call step,ruff format --check,$(BIN)/ruff format --check .)
-	$(call step,ruff check,$(BIN)/ruff check .)
-	$(call step,mypy,$(BIN)/mypy)
-	$(call step,javascript,scripts/check-javascript)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync check lint javascript compiled
 	@printf '\n== pytest\n'
 	@exec scripts/run-tests $(ARGS)
+
+test-full: ## the same, each thing as often as it is promised, where the gate does less (half an hour)
+	@REALTIME_TEST_FULL=1 $(MAKE) --no-print-directory test
+
+# While the types are checked on one core: the test processes would each compile all tests anew, at once.
+compiled: .venv/dev.stamp
+	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 || true
 
 test-pure: .venv/dev.stamp ## the tests that start nothing, in five seconds (ARGS go to pytest)
 	@exec $(BIN)/python -m pytest $(PURE_TESTS) $(ARGS)
@@ -60,10 +64,10 @@ format: .venv/dev.stamp ## lay out the code, mend what can be mended safely
 	$(BIN)/ruff format .
 
 check: .venv/dev.stamp ## types
-	$(BIN)/mypy
+	$(call step,mypy,$(BIN)/mypy)
 
 javascript: ## parse and test the page's scripts
-	scripts/check-javascript
+	$(call step,javascript,scripts/check-javascript)
 
 test-packages: ## install the programs that the tests run (nginx, Chromium, Redis, Node, …), where it may
 	scripts/install-test-packages

@@ -1,6 +1,7 @@
 """What every test is held to: it leaves nothing running or open, and the package never blocks the loop."""
 
 import asyncio
+import gc
 import os
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -30,6 +31,15 @@ MAY_BLOCK = {
     "logging/__init__.py": {"emit", "flush"},
 }
 """Functions in whose calls the loop may be blocked, by the end of their file's path."""
+
+
+gc.disable()  # while tests are collected: what that makes lives to the end
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but for the tests themselves: hundreds of thousands of objects, walked again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

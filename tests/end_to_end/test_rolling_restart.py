@@ -18,9 +18,10 @@ from tests.support.instance import Instance, instance
 from tests.support.nginx import Nginx, nginx
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer, redis_server
+from tests.support.scale import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
-READERS = 200
+READERS = scaled(200, 60)
 INSTANCES = 3
 DRAIN_S = 3
 TOKENS = 42

@@ -12,10 +12,11 @@ import pytest
 
 from realtime.protocol import ResponseCreate, SessionClose
 from realtime.responders.base import Finish, Request, ResponderEvent, TokenCount
+from tests.support.scale import scaled
 from tests.test_engine import EngineUnderTest, Tab, opened, running_engine, stored, turns_of_the_loop
 
-ROUNDS = 2_000
-MIXED_ROUNDS = 1_000
+ROUNDS = scaled(5_000, 1_000)
+MIXED_ROUNDS = scaled(2_000, 500)
 LONGEST = 9
 """Turns of the loop until something happens: more than a response takes from its last piece to its stored end."""
 PIECES = ("one ", "zwei 👋 ", "three")

@@ -14,12 +14,13 @@ import pytest
 
 from tests.support.instance import Instance
 from tests.support.redis_server import RedisServer, redis_server
+from tests.support.scale import scaled
 from tests.support.worker import POLL_S, Site, Submitted, site
 
 LEASE_S = 1.0
-TASKS = 200
+TASKS = scaled(200, 80)
 WORKERS = 3
-KILLS = 6
+KILLS = scaled(6, 3)
 DRAIN_S = 2.0
 DRAIN_SLACK_S = 10.0
 """What an end may take beyond the time to drain."""
