@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from realtime.client.backoff import Backoff
 from realtime.client.events import Fields
+from realtime.client.pace import Pace
 from realtime.client.refusals import Refused
 from realtime.client.websocket import websocket
 from realtime.client.wire import LOST, Closed, Left, NotOpened, Target, Wire
@@ -208,8 +209,11 @@ class Connection:
             self._owner.event(event)
 
     async def _send_all(self, wire: Wire) -> None:
+        pace, loop = Pace(), asyncio.get_running_loop()
         while True:
             command = await self._outgoing.get()
+            while wait_s := pace.take(loop.time()):
+                await asyncio.sleep(wait_s)
             refused = await wire.send(command)
             if refused is not None:
                 self._owner.event(refused)

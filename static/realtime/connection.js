@@ -1,6 +1,7 @@
 /** Keeps a connection open until it is told otherwise: chooses the transport, comes back, knows when not to. */
 
 import { EventStreamTransport } from "./event_stream.js";
+import { Pace } from "./pace.js";
 import { WebSocketTransport } from "./websocket.js";
 
 /** @typedef {import("./websocket.js").Target} Target */
@@ -50,6 +51,11 @@ export class Connection {
   #wire = null;
   /** Counts connections: what one of an earlier turn still tells is void. */
   #turn = 0;
+  /** Commands that wait for their turn on this connection. @type {Record<string, any>[]} */
+  #outgoing = [];
+  #pace = new Pace();
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #flushing;
   #failures = 0;
   #openedAt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -88,7 +94,9 @@ export class Connection {
 
   /** Does nothing while there is none. @param {Record<string, any>} command */
   send(command) {
-    if (this.state === "open") this.#wire?.send(command);
+    if (this.state !== "open") return;
+    this.#outgoing.push(command);
+    if (this.#outgoing.length === 1) this.#flush();
   }
 
   /** No token where getting one fails, or it is none: the server then refuses, and the next try asks again. */
@@ -172,6 +180,18 @@ export class Connection {
     });
   }
 
+  /** Sends what waits, no faster than a server takes it. */
+  #flush() {
+    for (let command; (command = this.#outgoing[0]); this.#outgoing.shift()) {
+      const waitMs = this.#pace.take();
+      if (waitMs) {
+        this.#flushing = setTimeout(() => this.#flush(), waitMs);
+        return;
+      }
+      this.#wire?.send(command);
+    }
+  }
+
   /** @param {number} turn @returns {import("./websocket.js").Listener} */
   #listener(turn) {
     return {
@@ -222,7 +242,10 @@ export class Connection {
   #detach() {
     this.#turn += 1;
     clearTimeout(this.#timer);
+    clearTimeout(this.#flushing);
     clearInterval(this.#heartbeat.timer);
+    this.#outgoing = [];
+    this.#pace = new Pace();
     this.#wire?.close();
     this.#wire = null;
   }

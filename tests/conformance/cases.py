@@ -189,6 +189,20 @@ async def what_is_said_offline_is_answered_later(site: Site) -> None:
 
 
 @case
+async def more_than_a_connection_may_send_at_once_is_all_carried_out(site: Site) -> None:
+    """The client takes the time that the server wants for it: nothing is refused, nothing is lost."""
+    session = await site.open()
+    await session.call("drop", 0.05)
+    said = [str(number) for number in range(120)]
+    for text in said:
+        item = {"role": "user", "content": text}
+        await session.call("send", {"type": "conversation.item.create", "item": item})
+    await session.until("conversation.item.created", seq=len(said))
+    assert [item["content"] for item in session.transcript.items] == said
+    assert not [event for event in session.transcript.events if event["type"] == "error"]
+
+
+@case
 async def no_more_waits_offline_than_was_allowed(site: Site) -> None:
     """One command more is refused by the client itself; once there is room it takes them again."""
     session = await site.open(max_unanswered=2)

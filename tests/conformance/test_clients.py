@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from realtime.settings import Settings
 from tests.conformance.cases import CASES, CONNECTIONS, Site
 from tests.conformance.clients import javascript, python
 from tests.conformance.tasks import repeat
@@ -39,7 +40,7 @@ async def way(server: RunningServer, name: str) -> AsyncIterator[int]:
 async def test_a_client_conforms(client: str, transport: str, path: str, subtests: pytest.Subtests) -> None:
     """Each case is a subtest, with a user and sessions of its own."""
     model = Model()
-    limits = {"max_connections_per_user": CONNECTIONS, "auth_secret": SECRET}
+    limits = {"max_connections_per_user": CONNECTIONS, "auth_secret": SECRET, "rate_messages": Settings().rate_messages}
     async with (
         running_server(model, tasks=(MODULE,), functions=(repeat,), **limits) as server,
         way(server, path) as port,
