@@ -1,9 +1,14 @@
 /**
- * The conversation on the page. What users and models said becomes text nodes, never markup, so it can't do
+ * The conversation on the page. What people and models said becomes text nodes, never markup, so it can't do
  * anything but be read, wherever it was split on its way.
  */
 
-/** @typedef {import("./realtime.js").ServerEvent} ServerEvent */
+import { newId } from "../realtime.js";
+import { SEATS } from "./address.js";
+import { element, onceAFrame } from "./elements.js";
+import { ANONYMOUS } from "./presence.js";
+
+/** @typedef {import("./address.js").Seat} Seat */
 
 /** What is said under an answer that is not whole, by its `stop_reason`, else by its `status`. */
 const MARKS = new Map([
@@ -17,30 +22,19 @@ const MARKS = new Map([
 /** Nearer to the end than this, the reader is taken to follow it. */
 const FOLLOW_PX = 96;
 
-/**
- * @template {keyof HTMLElementTagNameMap} Tag
- * @param {Tag} tag
- * @param {string} className
- * @param {(Node | string)[]} children strings become text nodes
- */
-function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.append(...children);
-  return made;
-}
-
 /** One answer, growing. */
 class AnswerView {
   #text = element("div", "text");
   #thoughts = element("div", "thoughts");
   #thinking = element("details", "thinking", element("summary", "", "Thinking"), this.#thoughts);
   #mark = element("p", "mark");
+  /** How much of it was heard, where it was read aloud and cut short. @type {number | undefined} */
+  #heardChars;
 
   constructor() {
     this.#thinking.hidden = true;
     this.#mark.hidden = true;
-    this.element = element("li", "answer", element("span", "unseen", "Answer: "));
+    this.element = element("li", "answer", element("p", "who", "Assistant"));
     this.element.append(this.#thinking, this.#text, this.#mark);
     this.element.ariaBusy = "true"; // a screen reader waits for the whole answer
   }
@@ -65,13 +59,35 @@ class AnswerView {
     this.#thoughts.replaceChildren();
   }
 
-  /** @param {ServerEvent} done */
-  end({ status, stop_reason, error }) {
+  /** Of what was read aloud only so much was heard. @param {number} chars */
+  truncate(chars) {
+    this.#heardChars = chars;
+    if (this.element.ariaBusy === "false") this.#dimUnheard();
+  }
+
+  /** @param {any} done */
+  end({ status, stop_reason, error, heard_chars }) {
     this.element.ariaBusy = "false";
     this.element.dataset.status = status;
-    if (status === "completed") return;
-    const words = MARKS.get(stop_reason) ?? MARKS.get(status) ?? "Ended early";
-    this.#mark.append(error ? `${words}: ${error.message}` : words);
+    this.#heardChars ??= heard_chars;
+    if (status !== "completed") {
+      const words = MARKS.get(stop_reason) ?? MARKS.get(status) ?? "Ended early";
+      this.#setMark(error ? `${words}: ${error.message}` : words);
+    }
+    this.#dimUnheard();
+  }
+
+  #dimUnheard() {
+    const text = this.#text.textContent ?? "";
+    if (this.#heardChars === undefined || this.#heardChars >= text.length) return;
+    const unheard = element("span", "unheard", text.slice(this.#heardChars));
+    this.#text.replaceChildren(text.slice(0, this.#heardChars), unheard);
+    this.#setMark(`Interrupted: ${this.#heardChars} of ${text.length} characters were heard, and are kept`);
+  }
+
+  /** @param {string} words */
+  #setMark(words) {
+    this.#mark.replaceChildren(words);
     this.#mark.hidden = false;
   }
 }
@@ -80,6 +96,8 @@ class AnswerView {
 export class Conversation {
   #list;
   #scroller;
+  /** Who sits at this page. @type {Seat} */
+  #seat = "clinician";
   /** @type {Map<string, AnswerView>} */
   #answers = new Map();
   /** What the server has not confirmed yet, by command id. @type {Map<string, HTMLElement>} */
@@ -87,6 +105,7 @@ export class Conversation {
   #follows = true;
   /** Where the scroller stood when it last moved. */
   #top = 0;
+  #scroll = onceAFrame(() => { if (this.#follows && !this.empty) this.#scroller.scrollTop = this.#scroller.scrollHeight; });
 
   /** @param {HTMLElement} list @param {HTMLElement} scroller */
   constructor(list, scroller) {
@@ -98,7 +117,15 @@ export class Conversation {
       this.#follows = isNearEnd || (this.#follows && scroller.scrollTop >= this.#top);
       this.#top = scroller.scrollTop;
     }, { passive: true });
-    new ResizeObserver(() => this.#scroll()).observe(scroller); // a notice or a keyboard takes room
+    new ResizeObserver(this.#scroll).observe(scroller); // a notice or a keyboard takes room
+  }
+
+  /** @param {Seat} seat who sits at this page: what they said stands on the right */
+  set seat(seat) {
+    this.#seat = seat;
+    for (const said of this.#list.querySelectorAll("[data-seat]")) {
+      said.classList.toggle("own", said instanceof HTMLElement && said.dataset.seat === seat);
+    }
   }
 
   get empty() {
@@ -114,12 +141,11 @@ export class Conversation {
   }
 
   /**
-   * Shows at once what the user said, dimmed until the server has it.
-   * @param {string} eventId
-   * @param {string} text
+   * Shows at once what was said here, dimmed until the server has it.
+   * @param {string} eventId @param {string} text
    */
   say(eventId, text) {
-    const said = this.#message("user", text);
+    const said = this.#message({ role: "user", content: text, user: ANONYMOUS }, eventId);
     said.classList.add("unsent");
     this.#unsent.set(eventId, said);
     this.#list.append(said);
@@ -135,22 +161,22 @@ export class Conversation {
     return said?.querySelector(".text")?.textContent ?? "";
   }
 
-  /** @param {ServerEvent} created a `conversation.item.created` */
-  addItem({ item, for_event_id }) {
+  /** @param {any} created a `conversation.item.created` */
+  addItem({ item, for_event_id = "" }) {
     this.takeBack(for_event_id);
-    this.#insert(this.#message(item.role, item.content));
+    this.#insert(this.#message(item, for_event_id));
   }
 
-  /** @param {ServerEvent} created a `response.created` */
+  /** @param {any} created a `response.created` */
   addAnswer({ response }) {
     const view = new AnswerView();
     this.#answers.set(response.id, view);
     this.#insert(view.element);
   }
 
-  /** @param {ServerEvent} event any event of a response's channel @param {boolean} caughtUp */
+  /** @param {any} event any event of a response's channel @param {boolean} caughtUp */
   update(event, caughtUp) {
-    const view = this.#answers.get(event.response_id ?? "");
+    const view = this.#answers.get(event.response_id);
     if (!view) return;
     if (event.reset) view.reset();
     if (event.type === "response.output_text.delta") view.add(event.delta, caughtUp);
@@ -159,11 +185,21 @@ export class Conversation {
     this.#scroll();
   }
 
-  /** @param {string} role @param {string} content */
-  #message(role, content) {
-    const who = role === "user" ? "You: " : role === "system" ? "Instruction: " : "Answer: ";
-    const kind = role === "assistant" ? "answer" : role;
-    return element("li", kind, element("span", "unseen", who), element("div", "text", content));
+  /** @param {any} truncated a `conversation.item.truncated` */
+  truncate({ item }) {
+    this.#answers.get(item.response_id)?.truncate(item.heard_chars);
+  }
+
+  /** @param {{role: string, content: string, user: string}} item @param {string} eventId of the command that said it */
+  #message({ role, content, user }, eventId) {
+    if (role !== "user") return element("li", role === "system" ? "system" : "answer", element("div", "text", content));
+    const seat = seatOf(eventId);
+    const name = user === ANONYMOUS ? "" : user;
+    const who = [seat && SEATS[seat], name].filter(Boolean).join(" · ") || "Guest";
+    const said = element("li", "user", element("p", "who", who), element("div", "text", content));
+    if (seat) said.dataset.seat = seat;
+    said.classList.toggle("own", seat === this.#seat);
+    return said;
   }
 
   /** Keeps what is unsent at the end. @param {HTMLElement} entry */
@@ -171,10 +207,16 @@ export class Conversation {
     this.#list.insertBefore(entry, this.#list.querySelector(":scope > .unsent"));
     this.#scroll();
   }
+}
 
-  /** Once a frame, however many events came. */
-  #scroll() {
-    if (!this.#follows) return;
-    requestAnimationFrame(() => { this.#scroller.scrollTop = this.#scroller.scrollHeight; });
-  }
+/**
+ * Who speaks is in the command's id, which everybody is told with what it did: the server has no seats.
+ * @param {Seat} seat
+ */
+export const spokenId = (seat) => newId(seat);
+
+/** @param {string} eventId @returns {Seat | undefined} */
+function seatOf(eventId) {
+  const [name = ""] = eventId.split("_");
+  return Object.hasOwn(SEATS, name) ? /** @type {Seat} */ (name) : undefined;
 }
