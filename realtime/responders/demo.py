@@ -42,6 +42,9 @@ me until then stays in the conversation, for everybody who looks on.""",
 )
 """What is said to the others, in turn."""
 
+LABEL = "- Demo: no model wrote this. It is what was said, sorted by keywords."
+"""What stands first in each section of a note."""
+
 _NOTE = re.compile(
     r"<conversation (?P<number>\w+)>\n(?P<lines>.*)\n</conversation (?P=number)>.*^Write the section (?P<section>\w+):",
     re.DOTALL | re.MULTILINE,
@@ -90,8 +93,7 @@ def _section(name: str, lines: str) -> str:
     sentences = [part.strip() for said in _people_said(lines) for part in _SENTENCE_END.split(said)]
     found = [sentence for sentence in sentences if _is_told(sentence) and _section_of(sentence) == name]
     quotes = [f"- “{_quoted(sentence)}”" for sentence in found[:MAX_QUOTES]]
-    demo_label = "- Demo: no model wrote this. It is what was said, sorted by keywords."
-    return "\n".join([demo_label, *(quotes or ["- Not documented."])])
+    return "\n".join([LABEL, *(quotes or ["- Not documented."])])
 
 
 def _people_said(lines: str) -> list[str]:

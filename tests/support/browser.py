@@ -29,7 +29,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
     "--log-level=3",
-    "--remote-debugging-port=0",
 ]
 DESKTOP = {"width": 1360, "height": 850}
 REPORT_POLICY = """addEventListener("securitypolicyviolation", ({violatedDirective, blockedURI}) =>
@@ -46,7 +45,7 @@ def chromium() -> Iterator[str]:
     """Where the browser of the module is told what to do."""
     assert CHROMIUM is not None, "chromium is missing"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = bound([CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}"])
+        command = bound([CHROMIUM, *ARGUMENTS, "--remote-debugging-port=0", f"--user-data-dir={profile}"])
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             found = (re.search(r"DevTools listening on (\S+)", line) for line in process.stderr)
