@@ -5,7 +5,7 @@
 
 import { fragment, readAddress } from "./demo/address.js";
 import { Conversation, spokenId } from "./demo/conversation.js";
-import { byId, onceAFrame } from "./demo/elements.js";
+import { byId, onceAFrame, show } from "./demo/elements.js";
 import { showInvitation } from "./demo/invitation.js";
 import { Note, TASK } from "./demo/note.js";
 import { showPresence } from "./demo/presence.js";
@@ -198,8 +198,12 @@ function ask(eventId, text) {
 }
 
 function sayInput() {
-  say(input.value.trim());
-  setInput("");
+  try {
+    say(input.value.trim());
+    setInput("");
+  } catch (error) {
+    notify(String(error)); // too much waits for the connection already: the text stays where it is
+  }
 }
 
 /** Stops what is written or read now. */
@@ -302,9 +306,12 @@ onClick("note-stop", () => note.stop());
 onClick("note-copy", () => copy("note-copy", note.text));
 onClick("invite-copy", () => copy("invite-copy", byId("invite-link").textContent ?? ""));
 onClick("sample", () => { fillIn(); input.focus(); });
-onClick("voice", () => { if (Speaker.isThere) setVoice(!speaker.on); });
+onClick("voice", () => {
+  if (!Speaker.isThere) return notify("This browser can't read aloud.");
+  setVoice(!speaker.on);
+});
 onClick("talk", () => {
-  if (!Microphone.isThere) return;
+  if (!Microphone.isThere) return notify("This browser can't listen. Typing works.");
   if (microphone.on) return microphone.stop();
   microphone.start();
   byId("talk").ariaPressed = "true";
@@ -356,7 +363,7 @@ function notify(words) {
 /** Events come faster than frames. */
 const draw = onceAFrame(() => {
   const running = session.state !== "closed" && (session.unfinished.length > 0 || speaker.reads !== undefined);
-  byId("stop").hidden = !running;
+  show("stop", running, "input");
   input.placeholder = running ? "Say something else" : "Say something";
   allow("drop", session.state === "open");
   allow("share", session.sessionId !== null);

@@ -163,8 +163,12 @@ export class Conversation {
 
   /** @param {any} created a `conversation.item.created` */
   addItem({ item, for_event_id = "" }) {
-    this.takeBack(for_event_id);
-    this.#insert(this.#message(item, for_event_id));
+    const said = this.#unsent.get(for_event_id);
+    this.#unsent.delete(for_event_id);
+    if (!said) return this.#insert(this.#message(item, for_event_id));
+    said.classList.remove("unsent");
+    said.querySelector(".who")?.replaceChildren(speakerOf(item.user, for_event_id));
+    this.#insert(said);
   }
 
   /** @param {any} created a `response.created` */
@@ -194,9 +198,7 @@ export class Conversation {
   #message({ role, content, user }, eventId) {
     if (role !== "user") return element("li", role === "system" ? "system" : "answer", element("div", "text", content));
     const seat = seatOf(eventId);
-    const name = user === ANONYMOUS ? "" : user;
-    const who = [seat && SEATS[seat], name].filter(Boolean).join(" · ") || "Guest";
-    const said = element("li", "user", element("p", "who", who), element("div", "text", content));
+    const said = element("li", "user", element("p", "who", speakerOf(user, eventId)), element("div", "text", content));
     if (seat) said.dataset.seat = seat;
     said.classList.toggle("own", seat === this.#seat);
     return said;
@@ -204,7 +206,9 @@ export class Conversation {
 
   /** Keeps what is unsent at the end. @param {HTMLElement} entry */
   #insert(entry) {
-    this.#list.insertBefore(entry, this.#list.querySelector(":scope > .unsent"));
+    const next = this.#list.querySelector(":scope > .unsent");
+    // What is in its place already would flicker.
+    if (!entry.isConnected || entry.nextElementSibling !== next) this.#list.insertBefore(entry, next);
     this.#scroll();
   }
 }
@@ -214,6 +218,12 @@ export class Conversation {
  * @param {Seat} seat
  */
 export const spokenId = (seat) => newId(seat);
+
+/** @param {string} user @param {string} eventId of the command that said it */
+function speakerOf(user, eventId) {
+  const seat = seatOf(eventId);
+  return [seat && SEATS[seat], user !== ANONYMOUS && user].filter(Boolean).join(" · ") || "Guest";
+}
 
 /** @param {string} eventId @returns {Seat | undefined} */
 function seatOf(eventId) {

@@ -16,6 +16,13 @@ export function element(tag, className, ...children) {
   return made;
 }
 
+/** Shows or hides; a focus that would be lost with it goes to `next`. @param {string} id @param {boolean} shown @param {string} next */
+export function show(id, shown, next) {
+  const hadFocus = document.activeElement === byId(id);
+  byId(id).hidden = !shown;
+  if (hadFocus && !shown) byId(next).focus();
+}
+
 /** Calls `draw` at most once a frame, however often it is asked to. @param {() => void} draw */
 export function onceAFrame(draw) {
   let asked = false;

@@ -1,11 +1,13 @@
 /** The draft of the note on the page: a task's progress, and its sections as they are written. */
 
-import { byId, element, onceAFrame } from "./elements.js";
+import { byId, element, onceAFrame, show } from "./elements.js";
 
 /** @typedef {import("../realtime.js").RealtimeSession} RealtimeSession */
 /** @typedef {import("../realtime/state.js").Task} Task */
 
 export const TASK = "clinical_note";
+/** Nearer to the end than this, the reader is taken to follow it. */
+const FOLLOW_PX = 64;
 const STATES = {
   pending: "Waits for its turn",
   running: "Being written",
@@ -56,10 +58,11 @@ export class Note {
     byId("note").dataset.status = task?.status ?? "none";
     byId("note-empty").hidden = task !== undefined;
     byId("note-state").hidden = byId("note-text").hidden = task === undefined;
-    byId("note-copy").hidden = task?.status !== "complete";
-    byId("note-stop").hidden = !this.running;
-    byId("draft").textContent = task && !this.running ? "Draft again" : "Draft the note";
-    byId("draft").hidden = this.running;
+    byId("draft").textContent = task ? "Draft again" : "Draft the note";
+    if (this.running) byId("note-stop").hidden = false;
+    show("draft", !this.running, "note-stop");
+    show("note-stop", this.running, "draft");
+    show("note-copy", task?.status === "complete", "draft");
     if (task) showTask(task);
     else byId("note-text").replaceChildren();
   }
@@ -77,8 +80,12 @@ function showTask(task) {
   showText(byId("note-text"), task.text);
 }
 
-/** Sections that are shown already stay the elements that they are. @param {HTMLElement} place @param {string} text */
+/**
+ * Sections that are shown already stay the elements that they are; who reads along is taken along.
+ * @param {HTMLElement} place @param {string} text
+ */
 function showText(place, text) {
+  const follows = place.scrollHeight - place.scrollTop - place.clientHeight < FOLLOW_PX;
   const parts = text.trimStart().split(/\n*^## /m);
   while (place.childElementCount > parts.length) place.lastElementChild?.remove();
   parts.forEach((part, index) => {
@@ -90,6 +97,7 @@ function showText(place, text) {
     made.classList.add("known");
     shown.replaceWith(made);
   });
+  if (follows) place.scrollTop = place.scrollHeight;
 }
 
 /** @param {string} part a heading's line, and what is under it */

@@ -83,12 +83,13 @@ export class Underneath {
   }
 
   #showConnection() {
-    const { transport, positions, state } = this.#session;
+    const { transport, positions, participants, state } = this.#session;
     const { events, merged, opens } = this.#counts;
     tell("fact-transport", transport && state !== "idle" ? TRANSPORTS[transport] : "–");
     tell("fact-connection", this.#connectionId && short(this.#connectionId));
     tell("fact-reconnects", this.#awayMs === undefined ? "none yet"
       : `${opens - 1}, away ${(this.#awayMs / 1_000).toFixed(1)} s, ${this.caughtUp} tokens caught up`);
+    tell("fact-viewers", [...participants.keys()].map(short).join(" · ") || "–");
     tell("fact-events", events.toLocaleString());
     tell("fact-merged", merged.toLocaleString());
     const shown = [...positions].map(([channel, position]) => `${short(channel)} ${position}`);

@@ -152,6 +152,11 @@ async def test_a_visit_by_keyboard_alone(context: BrowserContext) -> None:
             "underneath",
         ):
             await tab_to(page, name)
+        await tab_to(page, "draft")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#note-stop")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#draft")).to_be_focused()
         await paced.let()
 
 
