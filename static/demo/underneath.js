@@ -107,7 +107,7 @@ export class Underneath {
   #showSavings() {
     const { written, saved, costUsd } = this.savings;
     tell("fact-written", `${written.isEstimated ? "about " : ""}${written.tokens.toLocaleString()} tokens`);
-    tell("fact-cost", costUsd === undefined ? "no prices set" : dollars(costUsd));
+    tell("fact-cost", costUsd !== undefined ? dollars(costUsd) : written.tokens ? "no prices set" : "–");
     tell("fact-saved", savedWords(saved));
   }
 
@@ -144,8 +144,8 @@ function tell(id, words) {
   if (place.textContent !== words) place.textContent = words;
 }
 
-/** @param {string} id */
-const short = (id) => (id.length > 14 ? `${id.slice(0, 9)}…${id.slice(-3)}` : id);
+/** An id as one can tell it from others: its kind, and its end. @param {string} id */
+const short = (id) => (id.length > 14 ? `${id.slice(0, id.indexOf("_") + 1)}…${id.slice(-4)}` : id);
 /** @param {number | undefined} value */
 const ms = (value) => (value === undefined ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
 /** @param {number} usd */
