@@ -4,6 +4,7 @@
  */
 
 import { fragment, readAddress } from "./demo/address.js";
+import { CLOSINGS, TOKEN_NEEDED, UNKNOWN_SESSION } from "./demo/closings.js";
 import { Conversation, spokenId } from "./demo/conversation.js";
 import { byId, onceAFrame, show } from "./demo/elements.js";
 import { showInvitation } from "./demo/invitation.js";
@@ -24,22 +25,11 @@ const GRACE_MS = 10_000;
 const INSTRUCTIONS = "You are the assistant in a telehealth visit, in which a clinician and a patient talk in writing. "
   + "Answer whoever spoke last, in a few short sentences of plain text. You diagnose and prescribe nothing: that is the "
   + "clinician's. Where something sounds like an emergency, say so first.";
-const TOKEN_NEEDED = 4401;
-const UNKNOWN_SESSION = 4404;
-const CLOSINGS = new Map([
-  [1000, "This visit was closed."],
-  [1009, "That was more than the server takes at once."],
-  [4400, "The server could not read what this page sent."],
-  [4401, "The server asks for a token."],
-  [4403, "Your token does not allow this."],
-  [UNKNOWN_SESSION, "This visit has expired, or was never here."],
-  [4410, "This visit was deleted."],
-]);
 
 const input = /** @type {HTMLTextAreaElement} */ (byId("input"));
 const seatChoice = /** @type {HTMLSelectElement} */ (byId("seat"));
 const conversation = new Conversation(byId("log"), byId("scroller"));
-const speaker = new Speaker((id, chars) => session.heard(id, chars), speechFailed);
+const speaker = new Speaker(heardAnswer, speechFailed);
 const microphone = new Microphone({ started: stop, heard: heardUser, ended: microphoneEnded });
 
 /** @type {RealtimeSession} */
@@ -217,6 +207,13 @@ function fillIn() {
   for (const [speaks, content] of SAMPLE) {
     session.send({ type: "conversation.item.create", event_id: spokenId(speaks), item: { role: "user", content } });
   }
+}
+
+/** @param {string} id @param {number | undefined} chars undefined: it is read by the eyes */
+function heardAnswer(id, chars) {
+  const answer = session.responses.get(id);
+  if (chars !== undefined) session.heard(id, chars);
+  else if (answer) delete answer.heardChars;
 }
 
 /** @param {string} text @param {boolean} isFinal */

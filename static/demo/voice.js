@@ -19,7 +19,8 @@ export class Speaker {
   #turn = 0;
 
   /**
-   * @param {(responseId: string, chars: number) => void} heard how far the listener has heard an answer
+   * @param {(responseId: string, chars: number | undefined) => void} heard how far the listener has heard an answer;
+   *   undefined: it is not read aloud after all
    * @param {() => void} failed the browser can't speak after all
    */
   constructor(heard, failed) {
@@ -35,18 +36,17 @@ export class Speaker {
     return this.#on;
   }
 
-  /** Turned off in the middle of an answer, the rest of it counts as read by the eyes. */
+  /** Turned off in the middle of an answer, all of it counts as read by the eyes. */
   set on(on) {
     this.#on = on;
     if (on) return;
-    this.#turn += 1;
-    this.#waiting = 0;
-    speechSynthesis.cancel();
+    if (this.#responseId) this.#heard(this.#responseId, undefined);
+    this.stop();
   }
 
   /** The answer that is being read: whoever interrupts now has not heard all of it. */
   get reads() {
-    return this.#on ? this.#responseId : undefined;
+    return this.#responseId;
   }
 
   /** From now on this answer is read. @param {string} responseId */
@@ -60,7 +60,6 @@ export class Speaker {
   /** @param {string} responseId @param {string} text all that is written so far @param {boolean} isWhole */
   say(responseId, text, isWhole) {
     if (responseId !== this.#responseId) return;
-    if (!this.#on) return this.#heard(responseId, text.length);
     this.#isWhole = isWhole;
     const end = isWhole ? text.length : lastSentenceEnd(text, this.#queued);
     if (end > this.#queued) this.#utter(responseId, text.slice(this.#queued, end), this.#queued);

@@ -254,6 +254,23 @@ async def test_typing_into_a_voice_keeps_what_was_heard(context: BrowserContext)
         await paced.let()
 
 
+async def test_without_the_voice_all_of_it_counts_as_read(context: BrowserContext) -> None:
+    """A voice that is turned off, or that the browser lacks after all, cuts nothing off an answer that is stopped."""
+    paced = Paced()
+    await context.add_init_script(VOICE)
+    async with running_server(responder=paced) as server, context:
+        page = await visit(context, server.url)
+        await page.get_by_role("button", name="Read answers aloud").click()
+        await ask(page, "Read to me")
+        await page.wait_for_function("document.querySelector('.answer')")
+        await paced.let(3)
+        await page.get_by_role("button", name="Read answers aloud").click()
+        await expect(page.locator(".answer .text")).to_contain_text("word2")
+        await page.get_by_role("button", name="Stop", exact=True).click()
+        await expect(page.locator(".answer .mark")).to_have_text("Stopped")
+        assert await events_of(server, page, "conversation.item.truncated") == []
+
+
 async def test_talking_interrupts_and_is_answered(context: BrowserContext) -> None:
     """At the first word that is heard the answer stops; the sentence, once it is whole, is said."""
     paced = Paced()
