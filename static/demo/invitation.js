@@ -38,7 +38,7 @@ function showLink(link, invited) {
 
 /** One path, so that no seam shows between its squares. @param {string} text */
 function qrCode(text) {
-  const code = generate(text);
+  const code = /** @type {any} */ (generate)(text);
   let path = "";
   for (let y = 0; y < code.size; y += 1) {
     for (let x = 0; x < code.size; x += 1) {
