@@ -1,64 +1,61 @@
 /**
- * The demo page: wires a session to the conversation, the composer and the line of facts. The session's id
- * is in the address after `#`, so a reload and a second tab continue the same one. A token may come there as
- * `#token=…`, and is not left there.
+ * The demo page, a telehealth visit: wires a session to what is on the page. The session's id and one's seat are in
+ * the address after `#`, so a reload goes on with the same visit. A token may come there, too, and is not left there.
  */
 
-import { Conversation } from "./conversation.js";
+import { fragment, readAddress } from "./demo/address.js";
+import { CLOSINGS, TOKEN_NEEDED, UNKNOWN_SESSION } from "./demo/closings.js";
+import { Conversation, spokenId } from "./demo/conversation.js";
+import { byId, onceAFrame, show } from "./demo/elements.js";
+import { showInvitation } from "./demo/invitation.js";
+import { Note, TASK } from "./demo/note.js";
+import { showPresence } from "./demo/presence.js";
+import { SAMPLE } from "./demo/sample.js";
+import { startTheme } from "./demo/theme.js";
+import { Underneath } from "./demo/underneath.js";
+import { Microphone, Speaker } from "./demo/voice.js";
 import { RealtimeSession } from "./realtime.js";
 
+/** Where the server is mounted, which need not be the root of its host. */
+const ROOT = new URL("..", import.meta.url);
 /** How long a dropped connection stays away, so that one can watch the answer catch up. */
 const CUT_MS = 1_500;
 /** The answer must survive the cut and a reload, so the server waits longer than either takes. */
 const GRACE_MS = 10_000;
-const TOKEN_MARK = "#token=";
-const TOKEN_NEEDED = 4401;
-const UNKNOWN_SESSION = 4404;
-const CLOSINGS = new Map([
-  [1000, "This session was closed."],
-  [1009, "That was more than the server takes at once."],
-  [4400, "The server could not read what this page sent."],
-  [4401, "The server asks for a token."],
-  [4403, "Your token does not allow this."],
-  [UNKNOWN_SESSION, "This session has expired, or was never here."],
-  [4410, "This session was deleted."],
-]);
-
-/** @template {HTMLElement} T @param {string} id @returns {T} */
-const byId = (id) => /** @type {T} */ (document.getElementById(id));
+const INSTRUCTIONS = "You are the assistant in a telehealth visit, in which a clinician and a patient talk in writing. "
+  + "Answer whoever spoke last, in a few short sentences of plain text. You diagnose and prescribe nothing: that is the "
+  + "clinician's. Where something sounds like an emergency, say so first.";
 
 const input = /** @type {HTMLTextAreaElement} */ (byId("input"));
-const sendButton = /** @type {HTMLButtonElement} */ (byId("send"));
-const dropButton = byId("drop");
+const seatChoice = /** @type {HTMLSelectElement} */ (byId("seat"));
 const conversation = new Conversation(byId("log"), byId("scroller"));
+const speaker = new Speaker(heardAnswer, speechFailed);
+const microphone = new Microphone({ started: stop, heard: heardUser, ended: microphoneEnded });
 
 /** @type {RealtimeSession} */
 let session;
+/** @type {Note} */
+let note;
+/** @type {Underneath} */
+let underneath;
 /** The token that came in the address. @type {string | undefined} */
 let token;
-let facts = newFacts();
-
-function newFacts() {
-  return {
-    events: 0,
-    merged: 0,
-    opens: 0,
-    caughtUp: 0,
-    /** When this page asked for an answer whose first token is awaited. @type {Map<string, number>} */
-    askedAt: new Map(),
-    firstTokenMs: /** @type {number | undefined} */ (undefined),
-  };
-}
+/** @type {import("./demo/address.js").Seat} */
+let seat;
+let owner = "";
+let connectionId = "";
 
 // --- the session ----------------------------------------------------------------------------------------
 
 /** @param {string | null} sessionId the session to continue, or null for a new one */
 function start(sessionId) {
   const before = session;
-  session = new RealtimeSession({ url: new URL("v1/realtime", document.baseURI), sessionId, token });
+  session = new RealtimeSession({ url: new URL("v1/realtime", ROOT), sessionId, token });
   before?.close();
+  speaker.stop();
   conversation.clear();
-  facts = newFacts();
+  note = new Note(session);
+  underneath = new Underneath(session);
   byId("intro").hidden = true;
   byId("token").hidden = true;
   setComposer(true);
@@ -75,38 +72,46 @@ function listen(one) {
     disconnect: disconnected,
     closed,
     error: refused,
-    event: count,
+    event: received,
     "conversation.item.created": (event) => { conversation.addItem(event); byId("intro").hidden = true; },
-    "response.created": (event) => conversation.addAnswer(event),
+    "conversation.item.truncated": (event) => conversation.truncate(event),
+    "response.created": answerCreated,
     "response.output_text.delta": grown,
     "response.reasoning.delta": (event) => conversation.update(event, false),
     "response.in_progress": (event) => conversation.update(event, false),
-    "response.done": (event) => conversation.update(event, false),
+    "response.done": answerDone,
   };
   for (const [type, listener] of Object.entries(listeners)) {
-    one.addEventListener(type, (event) => {
+    one.addEventListener(/** @type {any} */ (type), (event) => {
       // A session that was left still tells that it is closed.
-      if (one === session) listener(/** @type {CustomEvent} */ (event).detail);
+      if (one === session) listener(event.detail);
     });
   }
 }
 
 /** @param {any} first */
 function opened(first) {
-  facts.opens += 1;
-  facts.caughtUp = 0;
+  underneath.opened(first);
+  owner = first.session.owner;
+  connectionId = first.connection_id;
   const created = first.type === "session.created";
-  if (created) session.send({ type: "session.update", session: { disconnect_grace_ms: GRACE_MS } });
-  history.replaceState(null, "", `#${session.sessionId}`);
+  if (created) {
+    session.send({
+      type: "session.update", session: { disconnect_grace_ms: GRACE_MS, instructions: INSTRUCTIONS },
+    });
+  }
+  history.replaceState(null, "", fragment(session.sessionId, seat));
   if (conversation.empty) byId("intro").hidden = !created && first.positions.session > 1;
-  showState("open", "Connected");
-  schedule();
+  const back = underneath.hasReconnected ? "Back" : "Connected";
+  showState("open", session.transport === "sse" ? `${back}, by server-sent events` : back);
+  draw();
 }
 
 /** @param {{reconnectInMs: number}} detail */
 function disconnected({ reconnectInMs }) {
+  underneath.disconnected();
   showState("waiting", `Cut off, back in ${(reconnectInMs / 1000).toFixed(1)} s`);
-  schedule();
+  draw();
 }
 
 /** @param {{code: number}} detail */
@@ -120,21 +125,35 @@ function closed({ code }) {
   showState("closed", "Closed");
   setComposer(false);
   byId("token").hidden = code !== TOKEN_NEEDED;
-  notify(code === TOKEN_NEEDED ? "" : `${reason} “New session” starts another.`);
-  schedule();
+  notify(code === TOKEN_NEEDED ? "" : `${reason} “New visit” starts another.`);
+  draw();
+}
+
+/** @param {any} event */
+function received(event) {
+  underneath.received(event);
+  note.update(event);
+  draw();
+}
+
+/** @param {any} event */
+function answerCreated(event) {
+  conversation.addAnswer(event);
+  if (!event.replay) speaker.begin(event.response.id);
 }
 
 /** @param {any} event */
 function grown(event) {
-  const caughtUp = facts.opens > 1 && event.replay === true;
-  if (caughtUp) {
-    facts.caughtUp += event.merged ?? 1;
-    showState("open", `Back, ${facts.caughtUp} tokens caught up`);
-  }
-  const askedAt = facts.askedAt.get(event.response_id);
-  if (askedAt !== undefined) facts.firstTokenMs = performance.now() - askedAt;
-  facts.askedAt.delete(event.response_id);
+  const caughtUp = underneath.hasReconnected && event.replay === true;
   conversation.update(event, caughtUp);
+  speaker.say(event.response_id, session.responses.get(event.response_id)?.text ?? "", false);
+}
+
+/** @param {any} event */
+function answerDone(event) {
+  conversation.update(event, false);
+  if (event.status === "cancelled" && speaker.reads === event.response_id) speaker.stop();
+  speaker.say(event.response_id, session.responses.get(event.response_id)?.text ?? "", true);
 }
 
 /** @param {{error: any}} event */
@@ -148,19 +167,76 @@ function refused({ error }) {
 
 // --- what the user does ---------------------------------------------------------------------------------
 
-function say() {
-  const text = input.value.trim();
+/** @param {string} text */
+function say(text) {
   if (!text || session.state === "closed") return;
-  const { responseId, eventId } = session.respond(text, { multitask_strategy: "interrupt" });
-  facts.askedAt.set(responseId, performance.now());
+  const eventId = spokenId(seat);
+  if (/** @type {HTMLInputElement} */ (byId("ask")).checked) ask(eventId, text);
+  else session.send({ type: "conversation.item.create", event_id: eventId, item: { role: "user", content: text } });
   conversation.say(eventId, text);
   byId("intro").hidden = true;
   notify("");
-  setInput("");
 }
 
+/** @param {string} eventId @param {string} text */
+function ask(eventId, text) {
+  // Of an answer that is read aloud the conversation keeps what was heard; the others the new one interrupts.
+  if (speaker.reads) session.cancel(speaker.reads);
+  speaker.stop();
+  const { responseId } = session.respond(text, { event_id: eventId, multitask_strategy: "interrupt" });
+  underneath.latency.asked(responseId, performance.now());
+}
+
+function sayInput() {
+  try {
+    say(input.value.trim());
+    setInput("");
+  } catch (error) {
+    notify(String(error)); // too much waits for the connection already: the text stays where it is
+  }
+}
+
+/** Stops what is written or read now. */
 function stop() {
-  for (const { id } of session.unfinished) session.cancel(id);
+  speaker.stop();
+  if (session.state !== "closed") session.interrupt();
+  draw();
+}
+
+function fillIn() {
+  for (const [speaks, content] of SAMPLE) {
+    session.send({ type: "conversation.item.create", event_id: spokenId(speaks), item: { role: "user", content } });
+  }
+}
+
+/** @param {string} id @param {number | undefined} chars undefined: it is read by the eyes */
+function heardAnswer(id, chars) {
+  const answer = session.responses.get(id);
+  if (chars !== undefined) session.heard(id, chars);
+  else if (answer) delete answer.heardChars;
+}
+
+/** @param {string} text @param {boolean} isFinal */
+function heardUser(text, isFinal) {
+  setInput(isFinal ? "" : text);
+  if (isFinal) say(text);
+}
+
+/** @param {string} [error] */
+function microphoneEnded(error) {
+  byId("talk").ariaPressed = "false";
+  if (error && error !== "no-speech" && error !== "aborted") notify(`The browser can't listen (${error}). Typing works.`);
+}
+
+function speechFailed() {
+  setVoice(false);
+  notify("The browser can't read aloud: it may have no voice.");
+}
+
+/** @param {boolean} on */
+function setVoice(on) {
+  speaker.on = on;
+  byId("voice").ariaPressed = String(on);
 }
 
 /** @param {string} text */
@@ -173,7 +249,16 @@ function setInput(text) {
 /** @param {boolean} enabled */
 function setComposer(enabled) {
   input.disabled = !enabled;
-  sendButton.disabled = !enabled;
+  /** @type {HTMLButtonElement} */ (byId("send")).disabled = !enabled;
+}
+
+/** @param {string} view what a small screen shows */
+function showView(view) {
+  document.body.dataset.view = view;
+  for (const button of document.querySelectorAll(".views button")) {
+    button.ariaPressed = String(button instanceof HTMLElement && button.dataset.view === view);
+  }
+  draw();
 }
 
 /** Gives the token to the server for a cookie that scripts can't read. @param {string} given */
@@ -181,56 +266,82 @@ async function signIn(given) {
   if (!await keep(given)) return notify("The server does not accept this token.");
   token = undefined;
   notify("");
-  start(session.sessionId);
+  start(session.sessionId ?? readAddress(`#token=${given}`).sessionId);
 }
 
 /** @param {string} given @returns {Promise<boolean>} whether the server has taken it */
 async function keep(given) {
   const headers = { authorization: `Bearer ${given}` };
-  return (await fetch("v1/auth/cookie", { method: "POST", headers })).ok;
+  return (await fetch(new URL("v1/auth/cookie", ROOT), { method: "POST", headers })).ok;
 }
 
-byId("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (session.unfinished.length) stop();
-  else say();
-});
+/** @param {string} id @param {(event: Event) => void} listener */
+const onClick = (id, listener) => byId(id).addEventListener("click", listener);
+/** Buttons that wait are not `disabled`: the keyboard would lose its place. @param {string} id @param {boolean} can */
+const allow = (id, can) => { byId(id).ariaDisabled = String(!can); };
 
+byId("composer").addEventListener("submit", (event) => { event.preventDefault(); sayInput(); });
 input.addEventListener("input", () => setInput(input.value));
 input.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  say();
+  sayInput();
 });
-
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stop();
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
 });
-
-dropButton.addEventListener("click", () => {
-  if (session.state === "open") session.drop(CUT_MS);
+seatChoice.addEventListener("change", () => {
+  history.replaceState(null, "", fragment(session.sessionId, seatChoice.value === "patient" ? "patient" : "clinician"));
+  takeSeat();
+  draw();
 });
-
-byId("new").addEventListener("click", () => {
-  history.pushState(null, "", location.pathname + location.search); // Back returns to the session before
+onClick("stop", stop);
+onClick("drop", () => { if (session.state === "open") session.drop(CUT_MS); });
+onClick("share", () => { if (session.sessionId) showInvitation(session.sessionId, seat, owner); });
+onClick("draft", () => { if (session.state !== "closed" && !conversation.empty) session.createTask(TASK, {}); });
+onClick("note-stop", () => note.stop());
+onClick("note-copy", () => copy("note-copy", note.text));
+onClick("invite-copy", () => copy("invite-copy", byId("invite-link").textContent ?? ""));
+onClick("sample", () => { fillIn(); input.focus(); });
+onClick("voice", () => {
+  if (!Speaker.isThere) return notify("This browser can't read aloud.");
+  setVoice(!speaker.on);
+});
+onClick("talk", () => {
+  if (!Microphone.isThere) return notify("This browser can't listen. Typing works.");
+  if (microphone.on) return microphone.stop();
+  microphone.start();
+  byId("talk").ariaPressed = "true";
+});
+onClick("new", () => {
+  history.pushState(null, "", location.pathname + location.search + fragment(null, seat)); // Back returns to the one before
   notify("");
   start(null);
   input.focus();
 });
-
-byId("intro").addEventListener("click", ({ target }) => {
-  if (!(target instanceof HTMLButtonElement)) return;
-  setInput(target.textContent ?? "");
+onClick("suggestions", ({ target }) => {
+  if (!(target instanceof HTMLElement) || !target.dataset.say) return;
   input.focus();
-  say();
+  say(target.dataset.say);
 });
-
+for (const button of document.querySelectorAll(".views button")) {
+  button.addEventListener("click", () => showView(button instanceof HTMLElement ? button.dataset.view ?? "" : ""));
+}
 byId("token").addEventListener("submit", (event) => {
   event.preventDefault();
   const field = /** @type {HTMLInputElement} */ (byId("token-input"));
   signIn(field.value.trim()).catch(() => notify("The server can't be reached."));
   field.value = "";
 });
+
+/** @param {string} id of the button @param {string} text */
+async function copy(id, text) {
+  const button = byId(id);
+  const words = button.textContent;
+  const done = await navigator.clipboard?.writeText(text).then(() => true, () => false); // plain http has none
+  button.textContent = done ? "Copied" : "Could not copy";
+  setTimeout(() => { button.textContent = words; }, 1_500);
+}
 
 // --- what the page tells --------------------------------------------------------------------------------
 
@@ -246,66 +357,46 @@ function notify(words) {
   byId("notice").hidden = !words;
 }
 
-/** @param {any} event */
-function count(event) {
-  facts.events += 1;
-  facts.merged += event.merged ?? 0;
-  schedule();
-}
-
-let scheduled = false;
-
-/** Events come faster than frames; the facts are drawn once a frame. */
-function schedule() {
-  if (scheduled) return;
-  scheduled = true;
-  requestAnimationFrame(draw);
-}
-
-function draw() {
-  scheduled = false;
-  const running = session.state !== "closed" && session.unfinished.length > 0;
-  sendButton.textContent = running ? "Stop" : "Send";
-  sendButton.classList.toggle("stop", running);
-  // Not `disabled`: the keyboard would lose its place.
-  dropButton.ariaDisabled = String(session.state !== "open");
-  input.placeholder = running ? "Say something else" : "Ask something";
-  drawFacts();
-}
-
-/** @param {string} id */
-const short = (id) => (id.length > 14 ? `${id.slice(0, 9)}…${id.slice(-3)}` : id);
-
-function drawFacts() {
-  const link = /** @type {HTMLAnchorElement} */ (byId("fact-session"));
-  link.textContent = session.sessionId ? short(session.sessionId) : "–";
-  if (session.sessionId) link.href = `#${session.sessionId}`;
-  const { events, merged, firstTokenMs } = facts;
-  byId("fact-participants").textContent = String(session.participants.size);
-  byId("fact-events").textContent = events.toLocaleString();
-  byId("fact-merged").textContent = merged.toLocaleString();
-  byId("fact-first-token").textContent = firstTokenMs === undefined ? "–" : `${Math.round(firstTokenMs)} ms`;
-  byId("fact-positions").textContent =
-    [...session.positions].map(([channel, position]) => `${short(channel)} ${position}`).join(" · ") || "–";
-}
+/** Events come faster than frames. */
+const draw = onceAFrame(() => {
+  const running = session.state !== "closed" && (session.unfinished.length > 0 || speaker.reads !== undefined);
+  show("stop", running, "input");
+  input.placeholder = running ? "Say something else" : "Say something";
+  allow("drop", session.state === "open");
+  allow("share", session.sessionId !== null);
+  allow("draft", session.state !== "closed" && !conversation.empty);
+  showPresence([...session.participants.values()], connectionId, seat);
+  if (session.state === "open" && underneath.caughtUp) showState("open", `Back, ${underneath.caughtUp} tokens caught up`);
+  underneath.draw();
+});
 
 // --- start ----------------------------------------------------------------------------------------------
 
-const sessionInAddress = () => /^#(sess_[\w-]+)$/.exec(location.hash)?.[1] ?? null;
+/** Who sits here, as the address says. */
+function takeSeat() {
+  seat = readAddress(location.hash).seat;
+  seatChoice.value = conversation.seat = seat;
+}
 
-/** Whether a token came in the address, where it must not stay: it would be on the screen, and in the history. */
-function takeToken() {
-  if (!location.hash.startsWith(TOKEN_MARK)) return false;
-  token = location.hash.slice(TOKEN_MARK.length);
-  history.replaceState(null, "", location.pathname + location.search);
-  keep(token).catch(() => {}); // for a reload and for other tabs; this one does without
-  return true;
+/** A token must not stay in the address: it would be on the screen, and in the history. */
+function takeAddress() {
+  const address = readAddress(location.hash);
+  takeSeat();
+  if (address.token) {
+    token = address.token;
+    history.replaceState(null, "", location.pathname + location.search + fragment(address.sessionId, seat));
+    keep(token).catch(() => {}); // for a reload and for other tabs; this one does without
+  }
+  return address;
 }
 
 addEventListener("hashchange", () => {
-  if (takeToken()) start(null);
-  else if (sessionInAddress() !== session.sessionId) start(sessionInAddress());
+  const { sessionId, token: given } = takeAddress();
+  if (given || sessionId !== session.sessionId) start(sessionId);
 });
-
-takeToken();
-start(sessionInAddress());
+addEventListener("resize", () => draw());
+allow("voice", Speaker.isThere);
+allow("talk", Microphone.isThere);
+const { sessionId } = takeAddress();
+start(sessionId);
+startTheme(() => draw());

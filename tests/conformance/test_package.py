@@ -39,6 +39,13 @@ async def test_the_types_are_those_of_the_code(tmp_path: Path) -> None:
     assert written == {str(file.relative_to(STATIC)): file.read_text() for file in STATIC.rglob("*.d.ts")}
 
 
+async def test_the_page_agrees_with_its_types() -> None:
+    """Every script of the demo, with the client's types."""
+    await node_with_packages()
+    options = "--allowJs --checkJs --strict --noEmit --target es2022 --lib es2024,dom,dom.iterable --module nodenext"
+    await run(TSC, *options.split(), STATIC / "demo.js")
+
+
 async def test_the_package_is_installed_and_imported(tmp_path: Path) -> None:
     """With all of its modules and types, in a folder where there is nothing else, by Node and by TypeScript."""
     await node_with_packages()

@@ -10,12 +10,13 @@ from typing import Any
 from playwright.async_api import Browser, Page
 
 from tests.end_to_end import echo
-from tests.end_to_end.test_page import browser, pytestmark
+from tests.support.browser import browser, chromium, needs_chromium
 from tests.support.client import attached
 from tests.support.ports import free_port
 from tests.support.server import running_server
 
-__all__ = ["browser", "pytestmark"]
+__all__ = ["browser", "chromium"]
+pytestmark = needs_chromium
 PAGE = b"<!doctype html><link rel=icon href=data:,><title>another page</title>"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(PAGE)
 

@@ -22,7 +22,7 @@ from realtime.responders.demo import demo
 from realtime.server import listen, make_server
 from realtime.settings import Settings
 from tests.access.signing import SECRET
-from tests.end_to_end.test_page import ARGUMENTS, CHROMIUM
+from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.client import attached
 from tests.support.nginx import nginx
 from tests.support.server import running_server

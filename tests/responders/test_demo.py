@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Iterator
 from unittest import mock
 
+import msgspec
 import pytest
 
 from realtime.conversation import Message
+from realtime.protocol import Role
 from realtime.responders.base import Finish
-from realtime.responders.demo import demo
+from realtime.responders.demo import ANSWER, LABEL, LATER, demo
+from realtime.tasks.clinical_note import Utterance, Visit, clinical_note
 from tests.responders import answer_of, asked, session_with
+from tests.tasks.scripted import context_of
 
 
 @pytest.fixture
@@ -41,6 +45,60 @@ async def test_demo_says_what_it_is(waits: list[float]) -> None:
     assert "“Hello?”" in text
     assert finish.stop_reason == "end_turn"
     assert finish.count is None
+
+
+async def test_demo_goes_on(waits: list[float]) -> None:
+    """Later answers say something else, and again first that it is a demo; they quote, too."""
+    said = ["One", "Two", "Three", "Four"]
+    texts: list[str] = []
+    messages: list[Message] = []
+    for content in said:
+        messages.append(Message("user", content))
+        words = await answer_of(demo, asked("demo", *messages, max_output_tokens=4096))
+        texts.append("".join(word for word in words if isinstance(word, str)))
+        messages.append(Message("assistant", texts[-1]))
+    assert texts[0] == ANSWER.format(said="One")
+    assert len({text.split("”", 1)[1] for text in texts}) == 1 + len(LATER)
+    for content, text in zip(said, texts, strict=True):
+        assert text.startswith("This is the demo responder: no model is behind it")
+        assert f"“{content}”" in text
+
+
+VISIT: list[tuple[Role, str]] = [
+    ("user", "Good morning. What brings you here?"),
+    ("user", "My knee hurts for two days. My blood pressure was 120/80."),
+    ("assistant", "I think that it is broken. Please rest."),
+    ("user", "I think it is a sprain.\nPlease cool it for a day."),
+]
+
+
+async def test_demo_drafts_a_note_of_what_was_said(waits: list[float]) -> None:
+    """People's own words, each in the part where its keywords put it, none of the assistant's; and it says how."""
+    context, reports = context_of(demo)
+    note = await clinical_note(context, Visit(conversation=[Utterance(role, content) for role, content in VISIT]))
+    assert msgspec.structs.astuple(note.sections) == (
+        f"{LABEL}\n- “My knee hurts for two days.”",
+        f"{LABEL}\n- “My blood pressure was 120/80.”",
+        f"{LABEL}\n- “I think it is a sprain.”",
+        f"{LABEL}\n- “Please cool it for a day.”",
+    )
+    assert LABEL.startswith("- Demo: no model wrote this")
+    assert note.text == reports.text
+
+
+async def test_demo_makes_nothing_up(waits: list[float]) -> None:
+    """A part on which nothing was said is not documented."""
+    context, _ = context_of(demo)
+    note = await clinical_note(context, Visit(conversation=[Utterance("user", "My knee hurts.")]))
+    assert note.sections.plan == f"{LABEL}\n- Not documented."
+
+
+@pytest.mark.parametrize("lines", ["no JSON", "{}", '{"role": 1, "content": []}', ""])
+async def test_demo_takes_what_only_looks_like_a_note_s_prompt(waits: list[float], lines: str) -> None:
+    """Anybody may type anything: it is no failure."""
+    text, finish = await said_to(f"<conversation 1>\n{lines}\n</conversation 1>\n\nWrite the section Plan: x")
+    assert text == f"{LABEL}\n- Not documented."
+    assert finish.stop_reason == "end_turn"
 
 
 async def test_demo_reads_at_a_person_s_pace(waits: list[float]) -> None:

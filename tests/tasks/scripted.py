@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from realtime.call import ModelSettings
 from realtime.conversation import Message
-from realtime.responders.base import Finish, Request
+from realtime.responders.base import Finish, Request, Responder
 from realtime.tasks.context import Context, Model, TaskSession
 from tests.support.tills import open_till
 
@@ -76,7 +76,7 @@ class Reports(Struct):
         return [told for told in self.told if not isinstance(told, str)]
 
 
-def model_of(script: Script, *, context_tokens: int = 200_000) -> Model:
+def model_of(script: Responder, *, context_tokens: int = 200_000) -> Model:
     return Model(
         ModelSettings(
             responder=script,
@@ -92,7 +92,7 @@ def model_of(script: Script, *, context_tokens: int = 200_000) -> Model:
 
 
 def context_of(
-    script: Script, *, session: list[Message] | None = None, context_tokens: int = 200_000
+    script: Responder, *, session: list[Message] | None = None, context_tokens: int = 200_000
 ) -> tuple[Context, Reports]:
     """A context, and what is reported through it; with `session` it is of a session with that conversation."""
     reports = Reports()

@@ -1,0 +1,123 @@
+/** The draft of the note on the page: a task's progress, and its sections as they are written. */
+
+import { byId, element, onceAFrame, show } from "./elements.js";
+
+/** @typedef {import("../realtime.js").RealtimeSession} RealtimeSession */
+/** @typedef {import("../realtime/state.js").Task} Task */
+
+export const TASK = "clinical_note";
+/** Nearer to the end than this, the reader is taken to follow it. */
+const FOLLOW_PX = 64;
+const STATES = {
+  pending: "Waits for its turn",
+  running: "Being written",
+  complete: "Draft, to be checked",
+  failed: "Failed",
+  cancelled: "Stopped",
+};
+
+/** The newest note of a session. */
+export class Note {
+  #session;
+  /** @type {string | undefined} */
+  #taskId;
+  #draw = onceAFrame(() => this.#show());
+
+  /** @param {RealtimeSession} session */
+  constructor(session) {
+    this.#session = session;
+    this.#show();
+  }
+
+  /** Whether one is being written. */
+  get running() {
+    return this.#taskId !== undefined && this.#session.positions.has(this.#taskId);
+  }
+
+  /** Takes it up if it is of a note. @param {any} event any event of a task's channel, or `task.created` */
+  update(event) {
+    if (event.type === "task.created" && event.task.name === TASK) this.#taskId = event.task.id;
+    if (this.#taskId && (event.task?.id ?? event.task_id) === this.#taskId) this.#draw();
+  }
+
+  stop() {
+    if (this.running && this.#taskId) this.#session.cancelTask(this.#taskId);
+  }
+
+  /** All of it as Markdown, as it was written. */
+  get text() {
+    return this.#task?.text ?? "";
+  }
+
+  get #task() {
+    return this.#taskId ? this.#session.tasks.get(this.#taskId) : undefined;
+  }
+
+  #show() {
+    const task = this.#task;
+    byId("note").dataset.status = task?.status ?? "none";
+    byId("note-empty").hidden = task !== undefined;
+    byId("note-state").hidden = byId("note-text").hidden = task === undefined;
+    byId("draft").textContent = task ? "Draft again" : "Draft the note";
+    if (this.running) byId("note-stop").hidden = false;
+    show("draft", !this.running, "note-stop");
+    show("note-stop", this.running, "draft");
+    show("note-copy", task?.status === "complete", "draft");
+    if (task) showTask(task);
+    else byId("note-text").replaceChildren();
+  }
+}
+
+/** @param {Task} task */
+function showTask(task) {
+  const { progress = 0, total, status, message } = task;
+  const words = task.error ? `${STATES[status]}: ${task.error.message}` : STATES[status];
+  const step = status === "running" && message ? `, ${message} is done` : "";
+  byId("note-words").textContent = words + step;
+  const bar = /** @type {HTMLProgressElement} */ (byId("note-progress"));
+  bar.max = total ?? 4;
+  bar.value = progress;
+  showText(byId("note-text"), task.text);
+}
+
+/**
+ * Sections that are shown already stay the elements that they are; who reads along is taken along.
+ * @param {HTMLElement} place @param {string} text
+ */
+function showText(place, text) {
+  const follows = place.scrollHeight - place.scrollTop - place.clientHeight < FOLLOW_PX;
+  const parts = text.trimStart().split(/\n*^## /m);
+  while (place.childElementCount > parts.length) place.lastElementChild?.remove();
+  parts.forEach((part, index) => {
+    const shown = place.children[index];
+    if (shown instanceof HTMLElement && shown.dataset.text === part) return;
+    const made = index ? section(part) : element("blockquote", "label", part.replace(/^> ?/gm, ""));
+    made.dataset.text = part;
+    if (!shown) return place.append(made);
+    made.classList.add("known");
+    shown.replaceWith(made);
+  });
+  if (follows) place.scrollTop = place.scrollHeight;
+}
+
+/** @param {string} part a heading's line, and what is under it */
+function section(part) {
+  const [heading = "", ...lines] = part.split("\n");
+  const made = element("section", "", element("h3", "", heading));
+  /** @type {HTMLElement | undefined} */
+  let list;
+  for (const line of lines.filter((one) => one.trim())) {
+    const [, item] = /^\s*[-*] (.*)/.exec(line) ?? [];
+    if (item === undefined) made.append(element("p", "", line));
+    else if (list && list === made.lastElementChild) list.append(point(item));
+    else made.append((list = element("ul", "", point(item))));
+  }
+  return made;
+}
+
+/** A line of the form "Heading: content". @param {string} item */
+function point(item) {
+  const [, heading, content] = /^([^:“"]{1,60}): (.*)/.exec(item) ?? [];
+  if (heading === undefined || content === undefined) return element("li", "", item);
+  return element("li", "", element("b", "", `${heading}:`), ` ${content}`);
+}
