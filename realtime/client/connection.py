@@ -212,8 +212,7 @@ class Connection:
         pace, loop = Pace(), asyncio.get_running_loop()
         while True:
             command = await self._outgoing.get()
-            while wait_s := pace.take(loop.time()):
-                await asyncio.sleep(wait_s)
+            await asyncio.sleep(pace.wait_s(loop.time()))
             refused = await wire.send(command)
             if refused is not None:
                 self._owner.event(refused)

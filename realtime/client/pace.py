@@ -14,11 +14,7 @@ class Pace:
     def __init__(self) -> None:
         self._full_at = -math.inf
 
-    def take(self, now: float) -> float:
-        """0.0 where one more may go out now, and is counted; else how many seconds to wait for it."""
-        full_at = max(self._full_at, now) + INTERVAL_S
-        wait_s = full_at - now - BURST * INTERVAL_S
-        if wait_s > 0:
-            return wait_s
-        self._full_at = full_at
-        return 0.0
+    def wait_s(self, now: float) -> float:
+        """In how many seconds it is the turn of one more, which takes that turn."""
+        self._full_at = max(self._full_at, now) + INTERVAL_S
+        return max(0.0, self._full_at - now - BURST * INTERVAL_S)
