@@ -19,7 +19,7 @@ IMPURE_TESTS := client conformance contract end_to_end faults support responders
 	schemas.py sealing.py server.py transcript_identity.py upkeep.py wheel.py workers.py)
 PURE_TESTS := conformance contract end_to_end faults support responders \
 	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
-	$(addprefix test_,compose.py conftest.py extras.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
+	$(addprefix test_,compose.py conftest.py extras.py instances.py loop_watch.py offload.py oneshot.py pages.py redis_health.py \
 	redis_store.py schemas.py server.py transcript_identity.py wheel.py workers.py)
 PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 

@@ -1,0 +1,340 @@
+"""Does what a page says, block by block, as a reader would: with one folder, one shell, and one server at a time.
+
+async with walk(page) as walking:
+    await walking.to_the_end()
+
+The language of a block says how it is checked:
+
+- `sh` is run. What it starts that runs until it is stopped is started here: `realtime serve` in this process.
+- `python` with a title is a file; what is never started is imported in the end. Without a title it is run.
+- `js` is run by Node until it says that an answer has ended. `html` is a file.
+- `text` is what the block before has printed; `…` stands for anything. A drawing is not checked.
+- `json` is a message that the server or a client may send, or at least JSON. `yaml` and `http` are of that form.
+- `nginx` is a part of the configuration that is shipped, and nginx takes it. `redis` are commands, and Redis does them.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+import yaml  # type: ignore[import-untyped]
+from uvicorn.main import main as uvicorn_command
+
+from realtime.cli import main as realtime_command
+from realtime.responders.base import Request
+from realtime.responders.choose import choose
+from realtime.settings import load_settings, variable
+from scripts.schemas import CLIENT, SERVER
+from tests.support.instance import ROOT, process
+from tests.support.markdown import Block, blocks
+from tests.support.model_server import ModelServer
+from tests.support.nginx import command, configuration
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.server import running_server
+from tests.support.shell import Shell, Started
+
+PATIENCE_S = 60.0
+ADDRESS = re.compile(r"(?<=127\.0\.0\.1:)8000\b")
+REDIS = re.compile(r"redis://127\.0\.0\.1(:6379/0)?(?=\s|$)")
+DRAWN = re.compile(r"[─│┌└▶▼]")
+ENDED = re.compile(r"^(completed|complete|cancelled)$", re.MULTILINE)
+"""What a script of a page prints once its answer has ended."""
+
+
+async def answer(request: Request) -> AsyncIterator[str]:
+    """Answers in place of a model."""
+    yield f"You said: {request.messages[-1].content}."
+
+
+class Walk:
+    """A reader, on the way through a page. `port` is where the page's server listens, 0 without one."""
+
+    def __init__(self, page: Path, folder: Path, stack: AsyncExitStack) -> None:
+        self.folder = folder
+        self.port = 0
+        self._blocks = blocks(page)
+        self._shell = Shell(folder)
+        self._stack = stack
+        self._serving = AsyncExitStack()
+        self._redis: RedisServer | None = None
+        self._printed = ""
+        self._files: dict[str, Block] = {}
+
+    async def to(self, title: str) -> None:
+        """Go on up to and with the file of that name."""
+        for block in self._blocks:
+            await self.take(block)
+            if block.title == title:
+                return
+        raise LookupError(title)
+
+    async def to_the_end(self) -> None:
+        """Go on to the end of the page, and see that no file was left that can't be imported."""
+        for block in self._blocks:
+            await self.take(block)
+        for name in list(self._files):
+            importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        await self._serving.aclose()
+
+    async def take(self, block: Block) -> None:
+        """Check one block. Whatever is raised names it."""
+        check: Callable[[Block], Any] | None = getattr(self, f"_take_{block.language}", None)
+        assert check is not None, f"{block.place}: nothing checks a block of {block.language!r}"
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                done = check(block._replace(text=await self._here(block.text)))
+                if inspect.isawaitable(done):
+                    await done
+        except Exception as error:
+            error.add_note(f"in the block at {block.place}")
+            raise
+
+    async def _here(self, text: str) -> str:
+        """A block's text with what is in another place here."""
+        if REDIS.search(text):
+            text = REDIS.sub((await self._its_redis()).url, text)
+        return ADDRESS.sub(str(self.port), text).replace(".venv/bin/", "")
+
+    async def _its_redis(self) -> RedisServer:
+        if self._redis is None:
+            self._redis = await self._stack.enter_async_context(redis_server())
+        return self._redis
+
+    # ------------------------------------------------------------------------------------------------- what is run
+
+    async def _take_sh(self, block: Block) -> None:
+        self._printed, started = await self._shell.run(block.text, self.port)
+        for one in started:
+            start = getattr(self, f"_start_{Path(one.words[0]).name}")
+            await start(one)
+
+    async def _start_realtime(self, one: Started) -> None:
+        name, *options = one.words[1:]
+        subcommand = realtime_command.commands[name]
+        subcommand.make_context(name, options)
+        if name == "worker":
+            python = (sys.executable, "-u", "-m")  # not forked, so that it finds the page's modules
+            its = {"PYTHONPATH": f"{ROOT}:{self.folder}"}
+            worker = await self._stack.enter_async_context(
+                process((*python, *one.words), {**_settings_in(one.variables), **its})
+            )
+            await worker.logged("worker started")
+        else:
+            await self._serve(one.variables)
+
+    async def _serve(self, variables: dict[str, str]) -> None:
+        """Serve as the settings say, with somebody else in the place of the model that they name."""
+        settings = load_settings(variables)
+        choose(settings, variables)
+        given = {
+            field: getattr(settings, field) for field in settings.__struct_fields__ if variable(field) in variables
+        }
+        await self._serving.aclose()
+        server = await self._serving.enter_async_context(running_server(answer, **{**given, "port": 0}))
+        self.port = server.port
+
+    async def _start_make(self, one: Started) -> None:
+        target = one.words[1]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+        if target == "serve":
+            _, _, options = (one.words[2:] or [""])[0].partition("=")
+            await self._start_realtime(Started(["realtime", "serve", *shlex.split(options)], one.variables))
+
+    async def _start_uvicorn(self, one: Started) -> None:
+        context = uvicorn_command.make_context("uvicorn", one.words[1:])
+        app, ws = context.params["app"], context.params["ws"]
+        await self._serving.aclose()
+        sys.modules.pop(app.partition(":")[0], None)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, ws=ws, lifespan="on", log_config=None))
+        self.port = await self._serving.enter_async_context(_under_uvicorn(server))
+
+    async def _start_python(self, one: Started) -> None:
+        """A program of the page, which says that it is up when it serves."""
+        await self._run_python(one.words[1:], one.variables)
+
+    async def _run_python(self, arguments: list[str], variables: dict[str, str]) -> None:
+        await self._serving.aclose()
+        model = await self._serving.enter_async_context(ModelServer())
+        its = {
+            **_settings_in(variables),
+            "REALTIME_PORT": str(free_port()),
+            "PYTHONPATH": f"{ROOT}:{self.folder}",
+            "ANTHROPIC_BASE_URL": model.url,
+        }
+        serving = process((sys.executable, "-u", *self._found(arguments)), its)
+        up = await self._serving.enter_async_context(serving)
+        await up.up()
+        self.port = up.port
+
+    def _found(self, arguments: list[str]) -> list[str]:
+        """Arguments whose file is in the page's folder."""
+        return [str(self.folder / one) if one in self._files else one for one in arguments]
+
+    async def _start_docker(self, one: Started) -> None:
+        assert one.words[1:3] == ["compose", "up"], one.words
+
+    async def _start_pip(self, one: Started) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for wanted in one.words[2:]:
+            name, _, extras = wanted.rstrip("]").partition("[")
+            assert name == project["name"]
+            assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"])
+
+    async def _start_upstream(self, one: Started) -> None:
+        assert (ROOT / one.words[0].replace("/build/", "/")).with_suffix(".c").exists()
+
+    _start_load = _start_upstream
+
+    async def _take_python(self, block: Block) -> None:
+        if block.title:
+            _write(self.folder, block)
+            self._files[block.title] = block
+        elif "run(" in block.text:
+            await self._run_python(["-c", block.text], {})
+        else:
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            running = eval(compile(block.text, block.place, "exec", flags), {"__name__": "__main__"})
+            if running is not None:
+                await running
+
+    async def _take_js(self, block: Block) -> None:
+        script = re.sub(r'"/(static/[\w.]+)"', lambda found: f'"{(ROOT / found[1]).as_uri()}"', block.text)
+        process = await asyncio.create_subprocess_exec(
+            *("node", "--no-warnings", "--experimental-websocket", "--input-type=module", "--eval", script),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            printed = ""
+            while not ENDED.search(printed):
+                line = await process.stdout.readline()
+                assert line, printed + (await process.stderr.read()).decode()
+                printed += line.decode()
+            self._printed = printed
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+    def _take_html(self, block: Block) -> None:
+        _write(self.folder, block)
+
+    # --------------------------------------------------------------------------------------------- what is compared
+
+    def _take_text(self, block: Block) -> None:
+        if not DRAWN.search(block.text):
+            pattern = ".*".join(re.escape(line).replace("…", ".*") for line in block.text.splitlines())
+            assert re.search(pattern, self._printed, re.DOTALL), f"{block.text}\nis not in\n{self._printed}"
+
+    def _take_json(self, block: Block) -> None:
+        for text in [block.text] if block.text.startswith("{\n") else block.text.splitlines():
+            message = msgspec.json.decode(text)
+            if isinstance(message, dict) and "type" in message:
+                _convert(message)
+
+    def _take_yaml(self, block: Block) -> None:
+        assert yaml.safe_load(block.text)
+
+    def _take_http(self, block: Block) -> None:
+        assert all(re.match(r"[A-Za-z-]+: \S", line) for line in block.text.splitlines())
+
+    async def _take_redis(self, block: Block) -> None:
+        redis = await self._its_redis()
+        for line in block.text.splitlines():
+            assert await redis.command(*shlex.split(line)) in {"OK", b"OK"}
+
+    def _take_nginx(self, block: Block) -> None:
+        """The first location comes after it."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        shipped, first = configuration(folder, 8080, [8001]), re.compile(r"^(?= *location )", re.MULTILINE)
+        (folder / "nginx.conf").write_text(first.sub(lambda _: block.text, shipped, count=1))
+        check = subprocess.run([*command(folder), "-t"], capture_output=True, text=True, check=False)
+        assert check.returncode == 0, check.stderr
+
+
+def _write(folder: Path, block: Block) -> None:
+    """Write a file of a page. One that is in the repository has to be what stands there, below what says what it is."""
+    if (ROOT / block.title).exists():
+        assert (ROOT / block.title).read_text().endswith(block.text), f"{block.title} says something else"
+    file = folder / block.title
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(block.text)
+
+
+def _settings_in(variables: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if name.startswith(("REALTIME_", "ANTHROPIC_", "OPENAI_"))}
+
+
+def _convert(message: dict[str, Any]) -> None:
+    """Hold a message against its struct, whoever sends it."""
+    kinds = [kinds[message["type"]] for kinds in (CLIENT, SERVER) if message["type"] in kinds]
+    assert kinds, f"there is no {message['type']!r}"
+    errors = []
+    for kind in kinds:
+        unknown = set(message) - {"type"} - set(msgspec.structs.fields(kind) and kind.__struct_encode_fields__)
+        try:
+            assert not unknown, unknown
+            msgspec.convert(message, kind)
+            return
+        except (msgspec.ValidationError, AssertionError) as error:
+            errors.append(error)
+    raise ExceptionGroup(f"{message} is not of that form", errors)
+
+
+@asynccontextmanager
+async def _under_uvicorn(server: uvicorn.Server) -> AsyncIterator[int]:
+    """Run a uvicorn server in this loop; the port that it listens on."""
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0)
+            if serving.done():
+                serving.result()
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@contextmanager
+def _importable(folder: Path) -> Any:
+    """Modules of a folder can be imported, and are forgotten afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if file.startswith(str(folder)):
+                del sys.modules[name]
+
+
+@asynccontextmanager
+async def walk(page: Path) -> AsyncIterator[Walk]:
+    """A walk through a page, which leaves nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="page-") as name, _importable(Path(name)):
+        async with AsyncExitStack() as stack:
+            walking = Walk(page, Path(name), stack)
+            stack.push_async_callback(walking._serving.aclose)
+            yield walking
