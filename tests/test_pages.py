@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from playwright.async_api import async_playwright, expect
 
+from tests.end_to_end.test_page import ARGUMENTS, CHROMIUM
 from tests.support.markdown import PAGES, ROOT, indented
 from tests.support.walk import walk
+
+SAID = {
+    "README.md": ["You said: Hello.", "HELLO ", "wrote to Alan", "cost_usd"],
+    "docs/clients.md": ["You said: Hello.", "You said: And once more.", "1 of 1 summarised part 1 of 1"],
+}
+"""What comes out of the blocks of a page, beside that none fails, where the server answers `You said: …`."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -16,3 +25,30 @@ async def test_a_page_does_what_it_says(page: Path) -> None:
     assert indented(page) == [], "code is fenced, so that it says what it is"
     async with walk(page) as walking:
         await walking.to_the_end()
+    said = "\n".join(walking.printed)
+    assert [part for part in SAID.get(str(page.relative_to(ROOT)), []) if part not in said] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="chromium is missing")
+async def test_the_tutorials_page_is_the_same_visit_in_two_tabs() -> None:
+    """What is said in one tab, and what answers it, is in the other, which was opened by the first one's address."""
+    async with walk(ROOT / "docs/tutorial.md") as walking, async_playwright() as playwright:
+        await walking.to("page/visit.js")
+        await walking.step()
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        wrong: list[str] = []
+        first = await browser.new_page()
+        first.on("pageerror", lambda error: wrong.append(str(error)))
+        await first.goto(f"http://127.0.0.1:{walking.port}/visit/")
+        await first.wait_for_url("**/visit/#session=sess_*")
+        second = await browser.new_page()
+        await second.goto(first.url)
+        await first.fill("input", "My knee hurts.")
+        await first.click("text=Say it")
+        await expect(second.locator("p").nth(0)).to_have_text("My knee hurts.")
+        await expect(second.locator("p").nth(1)).to_contain_text("You said: “My knee hurts.”")
+        await first.click("text=Stop")
+        await first.click("text=Draft the note")
+        await expect(second.locator("p").nth(2)).to_contain_text("Subjective")
+        assert wrong == []
+        await browser.close()

@@ -18,7 +18,7 @@ PATIENCE_S = 60.0
 PRELUDE = r"""
 set -e
 note() { { printf '%s\0' "$@"; printf '\0'; env -0; printf '\0\0'; } >> "$NOTES"; }
-for program in make uvicorn docker pip python bench/build/{upstream,load}; do
+for program in make uvicorn docker nginx pip npm python bench/build/{upstream,load}; do
     eval "$program() { note $program \"\$@\"; }"
 done
 realtime() {

@@ -6,8 +6,9 @@ async with walk(page) as walking:
 The language of a block says how it is checked:
 
 - `sh` is run. What it starts that runs until it is stopped is started here: `realtime serve` in this process.
-- `python` with a title is a file; what is never started is imported in the end. Without a title it is run.
-- `js` is run by Node until it says that an answer has ended. `html` is a file.
+- `python` with a title is a file; what is never started is imported in the end. Without a title it is run; a server
+  that it runs goes on.
+- `js` with a title is a file. Without one it is run by Node, with the client of this repository. `html` is a file.
 - `text` is what the block before has printed; `…` stands for anything. A drawing is not checked.
 - `json` is a message that the server or a client may send, or at least JSON. `yaml` and `http` are of that form.
 - `nginx` is a part of the configuration that is shipped, and nginx takes it. `redis` are commands, and Redis does them.
@@ -15,10 +16,10 @@ The language of a block says how it is checked:
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import importlib
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -40,11 +41,12 @@ from realtime.responders.base import Request
 from realtime.responders.choose import choose
 from realtime.settings import load_settings, variable
 from scripts.schemas import CLIENT, SERVER
-from tests.support.instance import ROOT, process
+from tests.support.instance import ROOT, environment, process
 from tests.support.markdown import Block, blocks
 from tests.support.model_server import ModelServer
-from tests.support.nginx import command, configuration
+from tests.support.nginx import command, configuration, nginx
 from tests.support.ports import free_port
+from tests.support.programs import bound, program
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.server import running_server
 from tests.support.shell import Shell, Started
@@ -53,8 +55,6 @@ PATIENCE_S = 60.0
 ADDRESS = re.compile(r"(?<=127\.0\.0\.1:)8000\b")
 REDIS = re.compile(r"redis://127\.0\.0\.1(:6379/0)?(?=\s|$)")
 DRAWN = re.compile(r"[─│┌└▶▼]")
-ENDED = re.compile(r"^(completed|complete|cancelled)$", re.MULTILINE)
-"""What a script of a page prints once its answer has ended."""
 
 
 async def answer(request: Request) -> AsyncIterator[str]:
@@ -63,7 +63,8 @@ async def answer(request: Request) -> AsyncIterator[str]:
 
 
 class Walk:
-    """A reader, on the way through a page. `port` is where the page's server listens, 0 without one."""
+    """A reader, on the way through a page. `port` is where the page's server listens, 0 without one; `printed` is what
+    each block has printed that was run."""
 
     def __init__(self, page: Path, folder: Path, stack: AsyncExitStack) -> None:
         self.folder = folder
@@ -73,8 +74,10 @@ class Walk:
         self._stack = stack
         self._serving = AsyncExitStack()
         self._redis: RedisServer | None = None
-        self._printed = ""
+        self.printed: list[str] = []
         self._files: dict[str, Block] = {}
+        self._ports: dict[str, int] = {}
+        (folder / "nginx").symlink_to(ROOT / "nginx")
 
     async def to(self, title: str) -> None:
         """Go on up to and with the file of that name."""
@@ -83,6 +86,10 @@ class Walk:
             if block.title == title:
                 return
         raise LookupError(title)
+
+    async def step(self) -> None:
+        """Take the next block."""
+        await self.take(next(self._blocks))
 
     async def to_the_end(self) -> None:
         """Go on to the end of the page, and see that no file was left that can't be imported."""
@@ -109,7 +116,14 @@ class Walk:
         """A block's text with what is in another place here."""
         if REDIS.search(text):
             text = REDIS.sub((await self._its_redis()).url, text)
+        if ADDRESS.search(text) and not self.port:
+            await self._serve({})  # the page takes it for granted
         return ADDRESS.sub(str(self.port), text).replace(".venv/bin/", "")
+
+    @property
+    def _its(self) -> dict[str, str]:
+        """With that a program finds the page's modules, and the package."""
+        return {"PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"}
 
     async def _its_redis(self) -> RedisServer:
         if self._redis is None:
@@ -119,7 +133,8 @@ class Walk:
     # ------------------------------------------------------------------------------------------------- what is run
 
     async def _take_sh(self, block: Block) -> None:
-        self._printed, started = await self._shell.run(block.text, self.port)
+        printed, started = await self._shell.run(block.text, self.port)
+        self.printed.append(printed)
         for one in started:
             start = getattr(self, f"_start_{Path(one.words[0]).name}")
             await start(one)
@@ -128,15 +143,17 @@ class Walk:
         name, *options = one.words[1:]
         subcommand = realtime_command.commands[name]
         subcommand.make_context(name, options)
-        if name == "worker":
-            python = (sys.executable, "-u", "-m")  # not forked, so that it finds the page's modules
-            its = {"PYTHONPATH": f"{ROOT}:{self.folder}"}
-            worker = await self._stack.enter_async_context(
-                process((*python, *one.words), {**_settings_in(one.variables), **its})
-            )
-            await worker.logged("worker started")
-        else:
+        if name == "serve":
             await self._serve(one.variables)
+        else:
+            await self._work(one.variables)
+
+    async def _work(self, variables: dict[str, str]) -> None:
+        model = await self._stack.enter_async_context(ModelServer())
+        its = {**_settings_in(variables), "ANTHROPIC_BASE_URL": model.url, **self._its}
+        command = (sys.executable, "-m", "realtime", "worker")
+        worker = await self._stack.enter_async_context(process(command, its))
+        await worker.logged("worker started")
 
     async def _serve(self, variables: dict[str, str]) -> None:
         """Serve as the settings say, with somebody else in the place of the model that they name."""
@@ -165,26 +182,28 @@ class Walk:
         self.port = await self._serving.enter_async_context(_under_uvicorn(server))
 
     async def _start_python(self, one: Started) -> None:
-        """A program of the page, which says that it is up when it serves."""
-        await self._run_python(one.words[1:], one.variables)
+        """A program of the page, or a module, which says that it is up."""
+        module = one.words[-1].removesuffix(".py")
+        await self._run(module, one.variables)
 
-    async def _run_python(self, arguments: list[str], variables: dict[str, str]) -> None:
-        await self._serving.aclose()
+    async def _run(self, module: str, variables: dict[str, str]) -> None:
+        """Run a module that serves. One with a port of its own leaves the others alone."""
+        given = _settings_in(variables)
+        port = given.pop("REALTIME_PORT", "")
+        if not port:
+            await self._serving.aclose()
         model = await self._serving.enter_async_context(ModelServer())
-        its = {
-            **_settings_in(variables),
-            "REALTIME_PORT": str(free_port()),
-            "PYTHONPATH": f"{ROOT}:{self.folder}",
-            "ANTHROPIC_BASE_URL": model.url,
-        }
-        serving = process((sys.executable, "-u", *self._found(arguments)), its)
-        up = await self._serving.enter_async_context(serving)
+        its = {**given, "REALTIME_PORT": str(free_port()), "ANTHROPIC_BASE_URL": model.url, **self._its}
+        up = await self._serving.enter_async_context(process((sys.executable, "-m", module), its))
         await up.up()
-        self.port = up.port
+        self.port = self._ports[port] = up.port
 
-    def _found(self, arguments: list[str]) -> list[str]:
-        """Arguments whose file is in the page's folder."""
-        return [str(self.folder / one) if one in self._files else one for one in arguments]
+    async def _start_nginx(self, one: Started) -> None:
+        """In front of the instances that the page has started with ports of their own."""
+        changed = (self.folder / "visit.conf").read_text()
+        assert [port for port in self._ports if f"127.0.0.1:{port} " not in changed and port] == []
+        proxy = await self._serving.enter_async_context(nginx(*(up for port, up in self._ports.items() if port)))
+        self.port = proxy.port
 
     async def _start_docker(self, one: Started) -> None:
         assert one.words[1:3] == ["compose", "up"], one.words
@@ -196,6 +215,10 @@ class Walk:
             assert name == project["name"]
             assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"])
 
+    async def _start_npm(self, one: Started) -> None:
+        if one.words[1] == "pack":
+            assert (ROOT / one.words[2] / "package.json").exists()
+
     async def _start_upstream(self, one: Started) -> None:
         assert (ROOT / one.words[0].replace("/build/", "/")).with_suffix(".c").exists()
 
@@ -205,34 +228,31 @@ class Walk:
         if block.title:
             _write(self.folder, block)
             self._files[block.title] = block
-        elif "run(" in block.text:
-            await self._run_python(["-c", block.text], {})
+        elif re.search(r"^run\(", block.text, re.MULTILINE):
+            _write(self.folder, block._replace(title="block.py"))
+            await self._run("block", {})
         else:
-            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            running = eval(compile(block.text, block.place, "exec", flags), {"__name__": "__main__"})
-            if running is not None:
-                await running
+            await self._print([sys.executable, "-c", block.text])
 
     async def _take_js(self, block: Block) -> None:
-        script = re.sub(r'"/(static/[\w.]+)"', lambda found: f'"{(ROOT / found[1]).as_uri()}"', block.text)
+        if block.title:
+            _write(self.folder, block)
+            return
+        client = (ROOT / "static/realtime.js").as_uri()
+        script = re.sub(r'from "(?:/static/realtime.js|realtime-client)"', f'from "{client}"', block.text)
+        options = ("--experimental-websocket", "--no-warnings", "--input-type=module", "--eval")
+        await self._print([program("node"), *options, script])
+
+    async def _print(self, command: list[str]) -> None:
+        """Run a program that ends by itself, and has something to say."""
+        pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *("node", "--no-warnings", "--experimental-websocket", "--input-type=module", "--eval", script),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            *bound(command), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment(self._its)
         )
-        try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            printed = ""
-            while not ENDED.search(printed):
-                line = await process.stdout.readline()
-                assert line, printed + (await process.stderr.read()).decode()
-                printed += line.decode()
-            self._printed = printed
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+        out, err = await process.communicate()
+        assert (process.returncode, err) == (0, b""), err.decode()
+        assert out
+        self.printed.append(out.decode())
 
     def _take_html(self, block: Block) -> None:
         _write(self.folder, block)
@@ -242,7 +262,7 @@ class Walk:
     def _take_text(self, block: Block) -> None:
         if not DRAWN.search(block.text):
             pattern = ".*".join(re.escape(line).replace("…", ".*") for line in block.text.splitlines())
-            assert re.search(pattern, self._printed, re.DOTALL), f"{block.text}\nis not in\n{self._printed}"
+            assert re.search(pattern, self.printed[-1], re.DOTALL), f"{block.text}\nis not in\n{self.printed[-1]}"
 
     def _take_json(self, block: Block) -> None:
         for text in [block.text] if block.text.startswith("{\n") else block.text.splitlines():
