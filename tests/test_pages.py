@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import BrowserContext, expect
 
-from tests.end_to_end.test_page import ARGUMENTS, CHROMIUM
+from tests.support.browser import allowed_errors, browser, chromium, context, needs_chromium, open_context
 from tests.support.markdown import PAGES, ROOT, indented
 from tests.support.walk import walk
+
+__all__ = ["allowed_errors", "browser", "chromium", "context", "open_context"]
 
 SAID = {
     "README.md": ["You said: Hello.", "HELLO ", "wrote to Alan", "cost_usd"],
@@ -29,19 +30,15 @@ async def test_a_page_does_what_it_says(page: Path) -> None:
     assert [part for part in SAID.get(str(page.relative_to(ROOT)), []) if part not in said] == []
 
 
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="chromium is missing")
-async def test_the_tutorials_page_is_the_same_visit_in_two_tabs() -> None:
+@needs_chromium
+async def test_the_tutorials_page_is_the_same_visit_in_two_tabs(context: BrowserContext) -> None:
     """What is said in one tab, and what answers it, is in the other, which was opened by the first one's address."""
-    async with walk(ROOT / "docs/tutorial.md") as walking, async_playwright() as playwright:
+    async with walk(ROOT / "docs/tutorial.md") as walking:
         await walking.to("page/visit.js")
         await walking.step()
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        wrong: list[str] = []
-        first = await browser.new_page()
-        first.on("pageerror", lambda error: wrong.append(str(error)))
+        first, second = await context.new_page(), await context.new_page()
         await first.goto(f"http://127.0.0.1:{walking.port}/visit/")
         await first.wait_for_url("**/visit/#session=sess_*")
-        second = await browser.new_page()
         await second.goto(first.url)
         await first.fill("input", "My knee hurts.")
         await first.click("text=Say it")
@@ -50,5 +47,4 @@ async def test_the_tutorials_page_is_the_same_visit_in_two_tabs() -> None:
         await first.click("text=Stop")
         await first.click("text=Draft the note")
         await expect(second.locator("p").nth(2)).to_contain_text("Subjective")
-        assert wrong == []
-        await browser.close()
+        await context.close()  # before the server ends, which its console would tell

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ class Walk:
         context = uvicorn_command.make_context("uvicorn", one.words[1:])
         app, ws = context.params["app"], context.params["ws"]
         await self._serving.aclose()
-        sys.modules.pop(app.partition(":")[0], None)
+        self._serving.enter_context(_anew(app.partition(":")[0]))
         server = uvicorn.Server(uvicorn.Config(app, port=0, ws=ws, lifespan="on", log_config=None))
         self.port = await self._serving.enter_async_context(_under_uvicorn(server))
 
@@ -335,7 +335,18 @@ async def _under_uvicorn(server: uvicorn.Server) -> AsyncIterator[int]:
 
 
 @contextmanager
-def _importable(folder: Path) -> Any:
+def _anew(module: str) -> Iterator[None]:
+    """A module is loaded anew, here and by whoever loads it afterwards: an application starts once."""
+    sys.modules.pop(module, None)
+    yield
+    sys.modules.pop(module, None)
+    package, _, name = module.rpartition(".")
+    if package:
+        vars(sys.modules[package]).pop(name, None)
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
     """Modules of a folder can be imported, and are forgotten afterwards."""
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
