@@ -31,7 +31,7 @@ def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page, in their order. Raises `ValueError` for one without a language."""
     source = page.read_text()
     for fence in FENCE.finditer(source):
-        place = f"{page.relative_to(ROOT)}:{source.count(chr(10), 0, fence.start()) + 1}"
+        place = f"{page.name}:{source.count(chr(10), 0, fence.start()) + 1}"
         info = INFO.fullmatch(fence[1])
         if info is None:
             raise ValueError(f"{place} does not say what it is: {fence[1]!r}")

@@ -212,8 +212,8 @@ class Walk:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for wanted in one.words[2:]:
             name, _, extras = wanted.rstrip("]").partition("[")
-            assert name == project["name"]
-            assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"])
+            assert name == project["name"], wanted
+            assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"]), wanted
 
     async def _start_npm(self, one: Started) -> None:
         if one.words[1] == "pack":
@@ -250,8 +250,8 @@ class Walk:
             *bound(command), stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment(self._its)
         )
         out, err = await process.communicate()
-        assert (process.returncode, err) == (0, b""), err.decode()
-        assert out
+        assert (process.returncode, err) == (0, b""), f"it ended with {process.returncode}: {err.decode()}"
+        assert out, "it says nothing"
         self.printed.append(out.decode())
 
     def _take_html(self, block: Block) -> None:
