@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 IMPURE_TESTS := client conformance contract end_to_end faults support responders \
 	$(addprefix access/test_,addresses.py bodies.py headers.py jwks.py keeper.py ledger.py origins.py rates.py rules.py tokens.py) \
 	$(addprefix tasks/test_,endpoints.py reporter.py run.py saq_queue.py splitting.py stream.py summarise.py tools.py worker.py) \
-	$(addprefix test_,chat.py check.py compose.py conftest.py dashboard.py docs.py engine.py extras.py instances.py journal.py live.py \
+	$(addprefix test_,chat.py check.py comparison.py compose.py conftest.py dashboard.py docs.py engine.py extras.py instances.py journal.py live.py \
 	logs.py loop_watch.py metrics.py offload.py oneshot.py pages.py redis_access.py redis_health.py redis_store.py repository.py \
 	schemas.py sealing.py server.py site.py transcript_identity.py upkeep.py wheel.py workers.py)
 PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
@@ -80,7 +80,7 @@ bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 
 docs: .venv/dev.stamp ## the documentation as a site, in site/
 	@$(BIN)/python -m scripts.site site
-	@echo "Open site/index.html"
+	@echo "Open site/index.html, or with search: python3 -m http.server --directory site"
 
 types: .venv/dev.stamp ## write the types of the JavaScript client anew
 	cd tests/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error

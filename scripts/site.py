@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
+STYLE = ROOT / "docs/site.css"
 LINK = re.compile(r"(?:\]\(|\b(?:src|srcset)=\")([^)\s#\"]+)")
 
 
@@ -33,7 +34,7 @@ def build(site: Path) -> str:
 
 def lay_out(folder: Path) -> None:
     """Copy the pages, and what they link to, into `folder`."""
-    for file in sorted({*PAGES, *linked()}):
+    for file in sorted({*PAGES, *linked(), STYLE}):
         target = folder / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
