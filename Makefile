@@ -14,20 +14,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 IMPURE_TESTS := client conformance contract end_to_end faults support responders \
 	$(addprefix access/test_,addresses.py bodies.py headers.py jwks.py keeper.py ledger.py origins.py rates.py rules.py tokens.py) \
 	$(addprefix tasks/test_,endpoints.py reporter.py run.py saq_queue.py splitting.py stream.py summarise.py tools.py worker.py) \
-	$(addprefix test_,chat.py check.py compose.py conftest.py dashboard.py docs.py engine.py extras.py instances.py journal.py live.py \
-	logs.py loop_watch.py metrics.py offload.py oneshot.py readme.py redis_access.py redis_health.py redis_store.py repository.py \
-	schemas.py sealing.py server.py transcript_identity.py upkeep.py wheel.py workers.py)
-PURE_TESTS := conformance contract end_to_end faults support responders \
-	$(addprefix tasks/test_,endpoints.py run.py saq_queue.py stream.py worker.py) \
-	$(addprefix test_,compose.py conftest.py extras.py instances.py loop_watch.py offload.py oneshot.py readme.py redis_health.py \
-	redis_store.py schemas.py server.py transcript_identity.py wheel.py workers.py)
+	$(addprefix test_,chat.py check.py comparison.py compose.py conftest.py dashboard.py docs.py engine.py extras.py instances.py journal.py live.py \
+	logs.py loop_watch.py metrics.py offload.py oneshot.py pages.py redis_access.py redis_health.py redis_store.py repository.py \
+	schemas.py sealing.py server.py site.py transcript_identity.py upkeep.py wheel.py workers.py)
 PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))
 
 # A step of a gate: its name, its command. What fails says so by name and stops the gate.
 step = @printf '\n== %s\n' '$(1)'; $(2) || { printf '\n== FAILED: %s\n' '$(1)' >&2; exit 1; }
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-full test-pure compiled chaos lint format check javascript test-packages bench types schemas pins clean
+.PHONY: help serve test test-full test-pure compiled chaos lint format check javascript test-packages bench docs types schemas pins clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -82,6 +78,10 @@ bench: .venv/dev.stamp ## the measurements (ARGS go to the relay's)
 	$(BIN)/python -m bench.floods
 	$(BIN)/python -m bench.tasks
 
+docs: .venv/dev.stamp ## the documentation as a site, in site/
+	@$(BIN)/python -m scripts.site site
+	@echo "Open site/index.html, or with search: python3 -m http.server --directory site"
+
 types: .venv/dev.stamp ## write the types of the JavaScript client anew
 	cd tests/node && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	$(BIN)/python scripts/update_types.py
@@ -93,7 +93,7 @@ schemas: .venv/dev.stamp ## write docs/asyncapi.json and docs/openapi.json anew,
 	$(BIN)/python -m scripts.schemas
 
 clean: ## remove the environment and all caches
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/runtime.stamp: pyproject.toml requirements/runtime.txt

@@ -61,6 +61,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*
 PROTOCOL = (ROOT / "docs/protocol.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
+OBSERVABILITY = (ROOT / "docs/observability.md").read_text()
+DECISIONS = (ROOT / "docs/decisions.md").read_text()
 
 Row = dict[str, str]
 
@@ -465,7 +467,7 @@ def test_the_limits_of_the_page_are_told_as_it_says() -> None:
         protocol.RateLimit(name="tokens", limit=200_000, remaining=181_424, reset_s=30_170.0),
     ]
     for name, value in door.limit_headers(told):
-        assert re.search(rf"^    {name.decode()}: {re.escape(value.decode())}$", PROTOCOL, re.MULTILINE | re.IGNORECASE)
+        assert re.search(rf"^{name.decode()}: {re.escape(value.decode())}$", PROTOCOL, re.MULTILINE | re.IGNORECASE)
     scopes = table(PROTOCOL, "Who may do what", "scope")
     assert set(scopes) == claims.SCOPES
     assert set(list(scopes)[:3]) == principal.DEFAULT_SCOPES
@@ -533,7 +535,7 @@ def test_pages_name_no_setting_that_is_none(page: Path) -> None:
 
 def test_metrics_agree() -> None:
     """Every metric with its labels, and no other."""
-    rows = table(OPERATIONS, "Metrics", "metric")
+    rows = table(OBSERVABILITY, "Metrics", "metric")
     named = {name: tuple(re.findall(r"`(\w+)`", row["labels"])) for name, row in rows.items()}
     assert named == metrics.LABELS
     causes = rows["realtime_responses_total"]["counts"].partition("for `cancelled`: ")[2]
@@ -547,7 +549,7 @@ def test_modules_agree() -> None:
     """Every module is in the table, and every module and test that the page names exists."""
     modules = {str(file.relative_to(ROOT)) for file in PACKAGE.rglob("*.py") if file.name != "__init__.py"}
     assert set(table(ARCHITECTURE, "Modules", "module")) == modules
-    named = re.findall(r"(?:realtime|tests)/[\w/]+\.py", ARCHITECTURE)
+    named = re.findall(r"(?:realtime|tests)/[\w/]+\.py", ARCHITECTURE + DECISIONS)
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
@@ -574,7 +576,7 @@ def test_functions_that_the_page_names_exist() -> None:
             classes.add(kind.name)
             methods = [node for node in kind.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
             functions |= {f"{kind.name}.{method.name}" for method in methods}
-    quoted = re.findall(r"`([^`\n]+)`", ARCHITECTURE)
+    quoted = re.findall(r"`([^`\n]+)`", ARCHITECTURE + DECISIONS)
     calls = [name[:-2] for name in quoted if re.fullmatch(r"[\w.]+\(\)", name)]
     assert calls
     assert [name for name in calls if name not in functions] == []
@@ -594,7 +596,7 @@ def asked_for() -> list[tuple[str, list[str]]]:
 
 def test_dependencies_agree() -> None:
     """Each dependency is there with its reason and the version that is pinned, and no other is."""
-    for rows, (file, packages) in zip(tables(section(ARCHITECTURE, "Dependencies")), asked_for(), strict=True):
+    for rows, (file, packages) in zip(tables(section(DECISIONS, "Dependencies")), asked_for(), strict=True):
         pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements" / file).read_text(), re.MULTILINE))
         pinned = {str(canonicalize_name(name)): version for name, version in pins.items()}
         assert {row["package"]: row["version"] for row in rows} == {name: pinned[name] for name in packages}
@@ -608,7 +610,7 @@ def test_licences_agree() -> None:
         "BSD License": "BSD-3-Clause",
         "MIT License": "MIT",
     }
-    for row in (row for rows in tables(section(ARCHITECTURE, "Dependencies")) for row in rows):
+    for row in (row for rows in tables(section(DECISIONS, "Dependencies")) for row in rows):
         package: Any = metadata(row["package"])
         told = {package.get("License-Expression"), package.get("License")}
         kinds = [one for one in package.get_all("Classifier") or [] if one.startswith("License :: OSI Approved ::")]

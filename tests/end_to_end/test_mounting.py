@@ -29,7 +29,7 @@ from tests.support.server import running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDING = (ROOT / "docs/embedding.md").read_text()
-APP = r"^```python\n(.*?)^```$"
+APP = r"^```python .*?\n(.*?)^```$"
 LOCATION = r"^```nginx\n(.*?)^```$"
 
 

@@ -165,6 +165,7 @@ def _live(request: dict[str, Any], stderr: int, status: int) -> None:
     os.closerange(3, MAX_DESCRIPTORS)
     os.environ.clear()
     os.environ.update(request["variables"])
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     _, _, module, *arguments = sys.orig_argv[:] = request["command"]
     sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)
