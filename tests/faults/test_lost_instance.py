@@ -21,6 +21,7 @@ from tests.support.client import Client, Transcript, attached
 from tests.support.instance import Instance, instance
 from tests.support.model_server import ModelServer
 from tests.support.redis_server import RedisServer, redis_server
+from tests.support.scale import scaled
 from tests.support.scenarios import Paced, Scenario, Stop
 from tests.support.server import RunningServer, running_server
 
@@ -29,7 +30,7 @@ BUSY_S = 8.0
 """What so many clients in one process may add, and other work on the machine."""
 ENDS_WITHIN_S = LEASE_S + 5 + BUSY_S
 """Below the floor: what waits for that fails."""
-STREAMS = 200
+STREAMS = scaled(200, 50)
 FLOOR_S = 15.0
 """How long a response waits whose last viewer was lost with its instance."""
 AT_ONCE = 50

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -98,9 +97,7 @@ async def test_a_task_waits_for_longer_than_it_is_kept(redis: RedisServer) -> No
         tasks = [await here.submit("nothing", number=number) for number in range(20)]
         await asyncio.sleep(2 * TTL_S)
         await here.start_worker()
-
-        async def result(task: Submitted) -> Any:
+        for task in tasks:
             await over(redis, task)
-            return (await here.show(task))["result"]
-
-        assert await asyncio.gather(*map(result, tasks)) == list(range(20))
+        shown = await asyncio.gather(*map(here.show, tasks))
+        assert [one["result"] for one in shown] == list(range(20))
