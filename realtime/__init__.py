@@ -1,6 +1,6 @@
 """realtime: a WebSocket-first session server for AI backends."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 from realtime.errors import TaskError
 from realtime.offload import offload
