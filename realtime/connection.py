@@ -9,7 +9,7 @@ from functools import partial
 from starlette.types import Message, Receive, Send
 
 from realtime.access.audit import COMMAND, Access
-from realtime.access.door import Door
+from realtime.access.door import TOO_OFTEN_S, Door
 from realtime.access.rates import Allowance
 from realtime.decoding import decode, event_id_of
 from realtime.engine import Engine
@@ -201,6 +201,8 @@ class Connection:
             access.tell(error)
             await self._tell_limits(getattr(error, "limits", ()))
             await self.feed.reply(error.as_message(event_id=message.event_id))
+            if isinstance(error, RateLimited):
+                await asyncio.sleep(TOO_OFTEN_S)
         except Exception as error:  # a fault of ours: the client is told that there is one, the log where
             logs.report(error)
             failure = ServerError("internal_error", "Something went wrong here.")

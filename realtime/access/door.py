@@ -24,8 +24,8 @@ from realtime.observe import logs
 from realtime.protocol import RateLimit
 
 COOKIE = "realtime_token"
-THROTTLE_S = 0.05
-"""How long who has asked too often waits to be told so: a client that asks again at once is slowed down."""
+TOO_OFTEN_S = 0.1
+"""How long who has asked too often is kept waiting: a client that asks again at once is slowed down."""
 BEARER_PROTOCOL = "bearer."
 """What comes before the token where it is offered as a subprotocol, because a browser can set no header."""
 
@@ -111,7 +111,7 @@ class Door:
         except RealtimeError as error:
             access.tell(error)
             if isinstance(error, RateLimited):
-                await asyncio.sleep(THROTTLE_S)
+                await asyncio.sleep(TOO_OFTEN_S)
             access.limits = access.limits or list(getattr(error, "limits", ()))
             await send_error(send, error)
         except Exception:
