@@ -144,7 +144,10 @@ def token(user: str, session: str | None, ttl_s: int, scope: str | None) -> None
             f"there is no {', '.join(sorted(unknown))}: expected some of {', '.join(sorted(SCOPES))}"
         )
     try:
-        click.echo(sign(load_settings(), user=user, session_id=session, ttl_s=ttl_s, scopes=scopes))
+        settings = load_settings()
+        click.echo(sign(settings, user=user, session_id=session, ttl_s=ttl_s, scopes=scopes))
+        if ttl_s > settings.auth_revocation_s:
+            click.echo("It lives longer than revocations are remembered: see REALTIME_AUTH_REVOCATION_S.", err=True)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
 

@@ -189,7 +189,13 @@ class Commands:
                     continue
                 raise
             position = live.state.position  # now: it is the one that was decided on
-            decision = await self._admit(asked, decision, ticket)
+            try:
+                decision = await self._admit(asked, decision, ticket)
+            except RealtimeError:
+                seen = await self._seen(asked)
+                if seen is not None:
+                    break  # as above: what it would take was taken by the same command
+                raise
             try:
                 made = await self._append(asked, decision, position)
             except PositionConflict:

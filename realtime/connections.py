@@ -129,7 +129,7 @@ class Connections:
     def drop_revoked(self) -> None:
         """Drop the connections whose tokens count no more."""
         for one in [one for one in self._held if self._is_revoked(one.principal, one.session_id)]:
-            one.drop(Closing.told(revoked()))
+            _drop(one, Closing.told(revoked()))
 
     def say_goodbye(self, time_left_s: float, spread_s: float) -> None:
         """Tell every client that its connection ends in `time_left_s`, and to come back at a random time of its own
@@ -145,13 +145,21 @@ class Connections:
             session = self._name_of(one.session_id) if one.session_id else None
             logs.info("slow reader dropped", connection=one.name, session=session)
             metrics.SLOW_READERS.inc()
-            one.drop(Closing(CloseCode.SLOW_READER, by_server=True))
+            _drop(one, Closing(CloseCode.SLOW_READER, by_server=True))
 
     def _drop_expired(self, now: float) -> None:
         for one in [one for one in self._held if one.principal.expires_at is not None]:
             left_s = (one.principal.expires_at or 0.0) - now
             if left_s <= 0:
                 expired = AuthenticationError("token_expired", "The token has expired.")
-                one.drop(Closing(expired.close_code, error=expired, by_server=True))
+                _drop(one, Closing(expired.close_code, error=expired, by_server=True))
             elif left_s <= WARN_S and not one.is_warned:
                 one.warn()
+
+
+def _drop(one: Held, closing: Closing) -> None:
+    """End one, whatever is wrong with it: the others have to be ended, too."""
+    try:
+        one.drop(closing)
+    except Exception as error:  # a fault of ours in one connection
+        logs.report(error)

@@ -93,6 +93,7 @@ class Sessions:
     async def _command(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         """Once its body is here a command is carried out, whether or not the client waits for the answer."""
         self._connections.check_open()
+        await self._admission.posted(access.principal)
         command = _command_in(await read_body(receive, self._max_message_bytes))
         access.action = tag_of(command)
         event_id = command.event_id or _idempotency_key(scope) or new_id("evt")

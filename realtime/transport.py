@@ -26,7 +26,10 @@ PINGS = Rate(100, 1.0)
 SLICE_BYTES = 512
 """How much is taken apart at once: frames can be as small as six bytes, and one read brings 250,000."""
 HEAD_TIMEOUT_S = 10.0
-"""How long the head of a request may take, and how long a connection may have to wait for its turn."""
+"""How long the head of a request may take."""
+MAX_HEAD_BYTES = 32 * 1024
+"""How long the head of a request may be."""
+TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 NOTHING = memoryview(b"")
 
 
@@ -232,7 +235,7 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
 
 
 class PunctualHttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with a deadline for the head of each request.
+    """uvicorn's HTTP protocol, with a deadline and a largest size for the head of each request.
 
     What comes after an answer and is no head, such as the rest of a body that nobody wanted, or empty lines, puts off
     uvicorn's timeout again and again. It does not put off this one.
@@ -242,12 +245,14 @@ class PunctualHttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._arrivals = arrivals
         self._deadline: asyncio.TimerHandle | None = None
+        self._head_bytes: int | None = 0
+        """How much has come of a head; `None` while what comes is no head."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there: once it is its turn it has to say what it wants."""
         super().connection_made(transport)
         wait_s = self._arrivals.wait_s(self.client[0] if self.client else "", self.loop.time())
-        if wait_s > HEAD_TIMEOUT_S:
+        if wait_s is None:
             transport.abort()
         elif wait_s:
             transport.pause_reading()
@@ -259,6 +264,25 @@ class PunctualHttpProtocol(HttpToolsProtocol):
         self.transport.resume_reading()
         self._expect_head()
 
+    def data_received(self, data: bytes) -> None:
+        """Some of a request. Of its head no more is taken apart than a head may be long."""
+        while data and self._head_bytes is not None:
+            room = MAX_HEAD_BYTES - self._head_bytes
+            piece, data = data[:room], data[room:]
+            self._head_bytes += len(piece)
+            super().data_received(piece)
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return
+            if self._has_endless_head():
+                self.transport.write(TOO_LONG)
+                self.transport.close()
+                return
+        if data:
+            super().data_received(data)
+
+    def _has_endless_head(self) -> bool:
+        return self._head_bytes is not None and self._head_bytes >= MAX_HEAD_BYTES
+
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
@@ -267,6 +291,7 @@ class PunctualHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its head is whole."""
         self._forget_deadline()
+        self._head_bytes = None
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -282,6 +307,7 @@ class PunctualHttpProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._forget_deadline()
+        self._head_bytes = 0
         self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
 
     def _forget_deadline(self) -> None:

@@ -25,7 +25,7 @@ async def said(*arguments: str) -> Claims:
     assert result.exit_code == 0, result.output
     verifier = make_verifier(Settings(auth_secret=SECRET, auth_audience="here"))
     assert verifier is not None
-    return await verifier.verify(result.output.removesuffix("\n"))
+    return await verifier.verify(result.stdout.removesuffix("\n"))
 
 
 async def test_a_token_is_printed_and_nothing_else() -> None:
@@ -49,6 +49,12 @@ async def test_a_token_lasts_as_long_as_is_said(given: list[str], ttl_s: int) ->
     claims = await said("--user", "anna", *given)
     assert claims.issued_at is not None
     assert claims.expires_at - claims.issued_at == ttl_s
+
+
+def test_a_token_that_outlives_revocations_is_made_with_a_warning() -> None:
+    """Once a revocation is forgotten it would count again."""
+    assert "REALTIME_AUTH_REVOCATION_S" not in token("--user", "anna", "--ttl", "1d").stderr
+    assert "REALTIME_AUTH_REVOCATION_S" in token("--user", "anna", "--ttl", "2d").stderr
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,26 @@ async def test_everybody_is_told_to_go_and_to_come_back_at_a_time_of_its_own() -
     assert 0 <= min(after_ms) < 1000
     assert 9000 < max(after_ms) <= 10_000
     assert len(set(after_ms)) > 150
+
+
+async def test_one_that_can_not_be_dropped_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether their tokens were taken back or have expired, or they read nothing."""
+
+    class Broken(Noted):
+        def drop(self, closing: Closing) -> None:
+            raise RuntimeError("broken")
+
+    reports: list[BaseException] = []
+    monkeypatch.setattr("realtime.observe.logs.report", reports.append)
+    revoked: set[str] = set()
+    connections = Connections(
+        max_connections=10, send_timeout_s=30, is_revoked=lambda principal, _session_id: principal.user in revoked
+    )
+    others = [Noted(), Noted()]
+    with connections.holding(others[0]), connections.holding(Broken()), connections.holding(others[1]):
+        revoked.add("ann")
+        connections.drop_revoked()
+        connections._drop_stalled(float("inf"))
+        connections._drop_expired(float("inf"))
+    assert [len(one.dropped) for one in others] == [3, 3]
+    assert [str(error) for error in reports] == ["broken"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -10,7 +11,8 @@ from starlette.types import Scope
 from realtime.settings import SettingsError
 
 UNKNOWN = "unknown"
-_PROXIED = frozenset({b"x-forwarded-for", b"forwarded", b"via"})
+_PROXIED = re.compile(rb"forwarded|via|x-forwarded-.*|x-real-ip|(.*-)?(client|connecting)-ip")
+"""Headers that only proxies send."""
 CLIENT_BITS = 64
 """What a single client of IPv6 has to itself is a network of so many bits: all its addresses count as one."""
 
@@ -39,7 +41,7 @@ def counted(host: str) -> str:
 
 def is_loopback(scope: Scope) -> bool:
     """Whether this machine itself asks, and for itself: what says that it comes through a proxy does not."""
-    if any(name in _PROXIED for name, _ in scope["headers"]):
+    if any(_PROXIED.fullmatch(name) for name, _ in scope["headers"]):
         return False
     host, _port = scope.get("client") or ("", 0)
     try:

@@ -14,7 +14,7 @@ from realtime.access.keeper import Held, Keeper
 from realtime.access.ledger import Account, Exceeded
 from realtime.access.names import joined
 from realtime.access.principal import TASK, Principal
-from realtime.access.rates import Allowance, Rate, Rates, Taken
+from realtime.access.rates import Allowance, MemoryRates, Rate, Rates, Taken
 from realtime.access.till import Purse, Till
 from realtime.errors import RateLimited, StoreError
 from realtime.observe import metrics
@@ -97,6 +97,7 @@ class Admission:
         self._most = most
         self._rates = rates
         self._keeper = keeper
+        self._posts = MemoryRates()
 
     def ticket(self, principal: Principal) -> Ticket:
         """For a command of the principal's."""
@@ -105,6 +106,12 @@ class Admission:
     def messages(self) -> Allowance:
         """How many messages a new connection may send."""
         return Allowance(self._most.messages)
+
+    async def posted(self, principal: Principal) -> None:
+        """A message that came over HTTP: so many may come of one payer, to this process. Raises `RateLimited`."""
+        taken = await self._posts.take("messages", principal.payer, self._most.messages)
+        if not taken.allowed:
+            raise _too_often("messages", taken)
 
     async def session(self, principal: Principal) -> None:
         """A new session. Raises `RateLimited`."""

@@ -9,6 +9,8 @@ from ipaddress import ip_address, ip_network
 from realtime.access.addresses import counted
 from realtime.access.rates import Rate
 
+MAX_WAIT_S = 10.0
+"""How long a connection may have to wait."""
 MAX_ADDRESSES = 100_000
 """Addresses that are remembered; with more than so many of them at once nobody waits."""
 
@@ -30,14 +32,18 @@ class Arrivals:
         """How many addresses are remembered."""
         return len(self._full_at)
 
-    def wait_s(self, host: str, now: float) -> float:
-        """In how many seconds it is the turn of a connection that has come from `host` now, which takes that turn."""
+    def wait_s(self, host: str, now: float) -> float | None:
+        """In how many seconds it is the turn of a connection that has come from `host` now, which takes that turn.
+        `None` if that would be in more than `MAX_WAIT_S`: it is to be turned away, and takes none."""
         if self._is_exempt(host) or not self._has_room(now):
             return 0.0
         address = counted(host)
         full_at = max(self._full_at.get(address, -math.inf), now) + self._rate.interval_s
+        wait_s = max(0.0, full_at - now - self._rate.period_s)
+        if wait_s > MAX_WAIT_S:
+            return None
         self._full_at[address] = full_at
-        return max(0.0, full_at - now - self._rate.period_s)
+        return wait_s
 
     def _is_exempt(self, host: str) -> bool:
         try:

@@ -88,6 +88,6 @@ class Access:
                 session=self._audit.name_of(self.session_id) if self.session_id else None,
                 **({"of_user": self.of_user} if self.of_user else {}),
                 address=self._address,
-                allowed=error is None or error.type not in REFUSALS,
+                allowed=error is None or (bool(self.principal.user) and error.type not in REFUSALS),
                 code=error.code if error else None,
             )

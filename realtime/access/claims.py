@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from realtime.access.principal import ADMIN, DEFAULT_SCOPES, LEEWAY_S
+from realtime.access.principal import ADMIN, DEFAULT_SCOPES, LEEWAY_S, METRICS
 from realtime.errors import AuthenticationError
 from realtime.protocol import Id
 
-SCOPES = DEFAULT_SCOPES | {ADMIN}
+SCOPES = DEFAULT_SCOPES | {ADMIN, METRICS}
 """The words that count in a token's `scope`; others are passed over."""
 LAST_S = 253_402_300_799
 """The last second of the year 9999: whoever writes a later one has written milliseconds, or worse."""

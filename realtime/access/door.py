@@ -66,6 +66,20 @@ class Door:
         self._revocations.check(principal, session_id)
         return principal
 
+    def _checking(self, receive: Receive, principal: Principal, session_id: str | None) -> Receive:
+        """The same; it raises `AuthenticationError` at the end of a body that has taken its time, if the token of who
+        sent it counts no more by then."""
+
+        async def receive_checked() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                self._revocations.check(principal, session_id)
+                if principal.expires_at is not None and principal.expires_at <= time.time():
+                    raise AuthenticationError("token_expired", "The token has expired.")
+            return message
+
+        return receive_checked
+
     async def refresh(self, principal: Principal, token: str, session_id: str) -> Principal:
         """The principal of a connection once it has another token, which must not widen what it may do.
 
@@ -107,7 +121,7 @@ class Door:
                 check_scope(access.principal, action.scope)
             if not action.guests:
                 check_no_guest(access.principal)
-            await work(access, scope, receive, send)
+            await work(access, scope, self._checking(receive, access.principal, session_id), send)
         except RealtimeError as error:
             access.tell(error)
             if isinstance(error, RateLimited):

@@ -14,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 from realtime.access.addresses import is_loopback
 from realtime.access.audit import Access
 from realtime.access.door import COOKIE, Action, Door, token_in
-from realtime.access.principal import ADMIN
+from realtime.access.principal import ADMIN, METRICS
 from realtime.access.revocations import Revocations
+from realtime.access.rules import check_scope
 from realtime.decoding import invalid
 from realtime.errors import InvalidRequest
 from realtime.http import read_body, send_answer, send_nothing
@@ -27,7 +28,7 @@ MAX_BODY_BYTES = 4096
 FORGET_COOKIE = "auth.forget"
 SET_COOKIE = Action("auth.cookie", scope=None, guests=True)
 REVOKE = Action("admin.revoke", ADMIN)
-METRICS = Action("metrics", ADMIN)
+SHOW_METRICS = Action("metrics", scope=None)
 
 
 class Revocation(Struct, forbid_unknown_fields=True):
@@ -58,13 +59,15 @@ class AccessEndpoints:
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET` shows what is counted: where tokens are checked, to this machine and to who has one of the scope
-        `admin`."""
+        `metrics` or `admin`."""
         if is_loopback(scope) or not self._door.checks_tokens:
             await _show_metrics(send)
         else:
-            await self._door.answer(
-                METRICS, scope, receive, send, lambda _access, _scope, _receive, send: _show_metrics(send)
-            )
+            await self._door.answer(SHOW_METRICS, scope, receive, send, self._metrics)
+
+    async def _metrics(self, access: Access, _scope: Scope, _receive: Receive, send: Send) -> None:
+        check_scope(access.principal, METRICS, ADMIN)
+        await _show_metrics(send)
 
     async def _set_cookie(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
         token = token_in(scope)

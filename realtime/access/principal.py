@@ -6,7 +6,7 @@ from msgspec import Struct
 
 ANONYMOUS = "anonymous"
 """The user that everybody is where no authentication is configured."""
-SESSION, TASK, ONESHOT, ADMIN = "session", "task", "oneshot", "admin"
+SESSION, TASK, ONESHOT, ADMIN, METRICS = "session", "task", "oneshot", "admin", "metrics"
 """The scopes that a token may name."""
 LEEWAY_S = 60
 """How far the clock of whoever makes tokens may be off, either way."""

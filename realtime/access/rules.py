@@ -30,9 +30,9 @@ def check_may_see(session: Session, principal: Principal) -> None:
         raise session_not_found()
 
 
-def check_scope(principal: Principal, scope: str) -> None:
-    """Raise `PermissionDenied` if the principal's token does not have the scope."""
-    if scope not in principal.scopes:
+def check_scope(principal: Principal, scope: str, *others: str) -> None:
+    """Raise `PermissionDenied` if the principal's token does not have the scope, nor one of the others that will do."""
+    if principal.scopes.isdisjoint({scope, *others}):
         raise PermissionDenied("scope_missing", f"The token does not have the scope {scope}.")
 
 

@@ -59,10 +59,12 @@ class TaskStream:
         await self._asgi_send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         self._live.bells.add(self._bell)
         try:
-            async with asyncio.timeout(None) as patience:
-                self._patience = patience
-                await self._send(b"retry: %d\n" % RETRY_MS, patience)
-                await self._follow(self._cursor, patience)
+            async with asyncio.timeout(None) as self._patience:
+                try:
+                    await self._send(b"retry: %d\n" % RETRY_MS, self._patience)
+                    await self._follow(self._cursor, self._patience)
+                finally:
+                    self._patience = None  # from here on it can't be moved any more
         except TimeoutError:
             return  # the client takes nothing: the connection is of no use any more
         except RealtimeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from realtime.access import arrivals
-from realtime.access.arrivals import Arrivals
+from realtime.access.arrivals import MAX_WAIT_S, Arrivals
 from realtime.access.rates import Rate
 
 PER_SECOND = Rate(2, 1.0)
@@ -20,6 +20,16 @@ def test_so_many_are_read_at_once_and_the_others_one_after_the_other() -> None:
     """Each takes a turn of its own."""
     turns = made()
     assert [turns.wait_s("10.0.0.1", 100.0) for _ in range(4)] == [0.0, 0.0, 0.5, 1.0]
+
+
+def test_who_would_wait_for_too_long_is_turned_away_and_takes_no_turn() -> None:
+    """However many have come: a moment later there is a turn again."""
+    turns = made()
+    waits = [turns.wait_s("10.0.0.1", 100.0) for _ in range(1000)]
+    assert waits[:22] == [0.0, 0.0, *(0.5 * number for number in range(1, 21))]
+    assert set(waits[22:]) == {None}
+    assert turns.wait_s("10.0.0.1", 100.5) == MAX_WAIT_S
+    assert turns.wait_s("10.0.0.1", 112.0) == 0.0
 
 
 def test_turns_come_again_with_time() -> None:

@@ -82,8 +82,11 @@ def test_what_refuses_is_told_from_what_fails(kind: type) -> None:
     if issubclass(kind, RealtimeError):
         error = kind.__new__(kind)  # some make their code and words themselves
         RealtimeError.__init__(error, "code", "words")
-        [line] = told(Access(Audit(hides_sessions=True), "a", address="a"), error)
+        nobody, somebody = (Access(Audit(hides_sessions=True), "a", address="a") for _ in range(2))
+        somebody.principal = known("ann")
+        [line] = told(somebody, error)
         assert (line["allowed"], line["code"]) == (kind.type not in REFUSALS, "code")
+        assert told(nobody, error)[0]["allowed"] is False
         assert "words" not in str(line)
 
 

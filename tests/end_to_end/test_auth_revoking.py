@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -269,3 +270,35 @@ async def test_a_one_shot_ends_with_its_token(path: str, body: dict[str, str]) -
         async with asyncio.timeout(CLOSED_S):
             assert '"token_revoked"' in (await asking).text
             await turn.closed.wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/sessions", {}),
+        ("/v1/sessions/{}/events", {"type": "response.create", "input": "go"}),
+        ("/v1/tasks/summarise", {"text": "go"}),
+        ("/v1/complete", {"prompt": "go"}),
+    ],
+)
+async def test_who_sends_slowly_is_asked_again(path: str, body: dict[str, str]) -> None:
+    """A token that was taken back while its body was still coming begins nothing."""
+    model = Model()
+    async with running_server(model, auth_secret=SECRET) as server, http_client(base_url=server.url) as http:
+        made = (await http.post("/v1/sessions", headers=bearer("ann"))).json()["session"]["id"]
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            whole = json.dumps(body).encode()
+            yield whole[:1]
+            begun.set()
+            await may_end.wait()
+            yield whole[1:]
+
+        asking = asyncio.create_task(http.post(path.format(made), content=slowly(), headers=bearer("ann")))
+        await begun.wait()
+        await revoke(server, user="ann")
+        may_end.set()
+        answer = await asking
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "token_revoked")
+        assert model.calls == 0

@@ -127,6 +127,11 @@ async def test_where_tokens_are_checked_the_metrics_are_for_this_machine_and_adm
                 (proxied, 401),
                 ({"X-Forwarded-For": "127.0.0.1"}, 401),
                 ({"Via": "1.1 proxy"}, 401),
+                ({"X-Real-IP": "127.0.0.1"}, 401),
+                ({"X-Forwarded-Proto": "https"}, 401),
+                ({"CF-Connecting-IP": "127.0.0.1"}, 401),
+                ({"True-Client-IP": "127.0.0.1"}, 401),
+                ({**proxied, **bearer("ops", scope="metrics")}, 200),
                 ({**proxied, **bearer("ann")}, 403),
                 ({**proxied, **bearer("ops", scope="admin")}, 200),
             ):

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 
 from realtime.connection import MAX_REFUSED
 from realtime.settings import Settings
-from realtime.transport import MAX_LATE, PINGS, SLICE_BYTES, StallProofProtocol
+from realtime.transport import MAX_HEAD_BYTES, MAX_LATE, PINGS, SLICE_BYTES, StallProofProtocol
 from tests.access.signing import SECRET, token
 from tests.end_to_end import PATIENCE_S, Model, echo
 from tests.faults.test_frames import CLOSE, PING, PONG, TEXT, RawSocket, frame, message, raw
@@ -199,6 +199,38 @@ async def test_an_address_that_connects_too_often_waits_its_turn() -> None:
         with pytest.raises(httpx.TransportError):
             await alive(server, "127.0.0.2")
         await alive(server, "127.0.0.3")
+
+
+async def test_a_head_without_an_end_is_cut_off() -> None:
+    """Of a request, also of the second one of a connection; a long one that has an end is read."""
+    endless = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"a: b\r\n" * 100_000
+    whole = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: " + b"x" * (MAX_HEAD_BYTES // 2) + b"\r\n\r\n"
+    async with running_server(echo) as server:
+        for before in (b"", whole):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            async with asyncio.timeout(PATIENCE_S):
+                writer.write(before)
+                if before:
+                    assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+                    await reader.readuntil(b"}")
+                writer.write(endless)
+                with suppress(ConnectionError):  # it is cut off while it still sends
+                    assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
+                    await reader.read()
+            writer.close()
+
+
+async def test_messages_over_http_have_the_rate_of_a_connection() -> None:
+    """Of each user, over however many connections."""
+    async with running_server(echo, auth_secret=SECRET, rate_messages="3/hour") as server:
+        async with attached(server, bearer=token(sub="ann")) as client, httpx.AsyncClient(base_url=server.url) as http:
+            url = f"/v1/sessions/{client.session_id}/events"
+            headers = {"authorization": f"Bearer {token(sub='ann')}"}
+            update = {"type": "session.update", "session": {}}
+            answers = [await http.post(url, json=update, headers=headers) for _ in range(4)]
+            assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
+            assert answers[3].json()["error"]["code"] == "rate_limited"
+            assert int(answers[3].headers["retry-after"]) > 0
 
 
 async def responses(server: RunningServer) -> Counter[str]:

@@ -10,11 +10,16 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import EventSource
+from starlette.types import Message
 
 from realtime import Context, task
+from realtime.feed import Closing
+from realtime.protocol import CloseCode
 from realtime.tasks import stream as stream_module
+from realtime.tasks.stream import TaskStream
 from tests.support.client import Event, Transcript
 from tests.support.event_stream import http_client
+from tests.support.principals import known
 from tests.support.server import RunningServer, running_server
 from tests.tasks.test_run import Job
 from tests.tasks.workplace import PATIENCE_S, eventually, hurried
@@ -228,6 +233,29 @@ async def test_task_that_is_erased_ends_its_stream_with_an_error() -> None:
             _, error = await until(events, "error")
             assert (error["error"]["code"], error["error"]["fatal"]) == ("task_not_found", True)
         assert (await here.http.get(f"{here.url}/events")).status_code == 404
+        here.steps.go("end")
+
+
+async def test_one_that_is_being_told_its_end_may_be_dropped_meanwhile() -> None:
+    """Its client takes nothing any more: what else would end it does no harm."""
+    async with site() as here:
+        told, taken = asyncio.Event(), asyncio.Event()
+
+        async def send(message: Message) -> None:
+            if b"task_not_found" in message.get("body", b""):
+                told.set()
+                await taken.wait()
+
+        async with here.server.engine.hub.use(here.task_id) as live:
+            stream = TaskStream(live, here.task_id, known("ann"), send, send_timeout_s=60)
+            await stream.open(None)
+            running = asyncio.create_task(stream.run())
+            await here.server.engine.store.erase(here.task_id)
+            async with asyncio.timeout(PATIENCE_S):
+                await told.wait()
+                stream.drop(Closing(CloseCode.DELETED))
+                taken.set()
+                await running
         here.steps.go("end")
 
 
