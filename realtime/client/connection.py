@@ -22,6 +22,8 @@ from realtime.client.wire import LOST, Closed, Left, NotOpened, Target, Wire
 from realtime.protocol import CloseCode
 
 RECONNECT_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429})
+FAREWELL_S = 2.0
+"""How long what was sent may take to go out once the session is left."""
 TOKEN = re.compile(r"[\w.~+/=-]+", re.ASCII)
 
 TransportName = Literal["websocket", "sse"]
@@ -71,6 +73,7 @@ class Connection:
         self._backoff = Backoff()
         self._outgoing: asyncio.Queue[Fields] = asyncio.Queue()
         self._leaving: asyncio.Future[Closed] | None = None
+        self._left: Left | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> Closed:
@@ -90,7 +93,9 @@ class Connection:
             self.state = "closed"
 
     def leave(self, closed: Closed) -> None:
-        """Leave the connection, for good or not, as `closed` means. Does nothing where there is none."""
+        """Leave the connection, for good or not, as `closed` means. But for good does nothing where there is none."""
+        if isinstance(closed, Left):
+            self._left = self._left or closed
         if self._leaving is not None and not self._leaving.done():
             self._leaving.set_result(closed)
 
@@ -143,16 +148,31 @@ class Connection:
 
     async def _unless_left(self, work: Coroutine[Any, Any, Closed]) -> Closed:
         """What comes first: the end of the work, or that the connection is to be left."""
+        left = self._left
+        if left is not None:  # between two of them, as by whom a loss was told
+            work.close()
+            return left
         self._leaving = leaving = asyncio.get_running_loop().create_future()
         working = asyncio.ensure_future(work)
         both: set[asyncio.Future[Closed]] = {working, leaving}
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if self._left is not None and self.state == "open":
+                await self._say_farewell(working)
         finally:
             self._cancel_timer()
             working.cancel()
             await asyncio.wait({working})
-        return leaving.result() if leaving.done() else working.result()
+        return self._left or (leaving.result() if leaving.done() else working.result())
+
+    async def _say_farewell(self, working: asyncio.Future[Closed]) -> None:
+        """What was sent before goes out, unless the connection ends or it takes too long."""
+        sent = asyncio.ensure_future(self._outgoing.join())
+        both: set[asyncio.Future[Any]] = {working, sent}
+        try:
+            await asyncio.wait(both, timeout=FAREWELL_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sent.cancel()
 
     async def _live(self) -> Closed:
         """One connection, from its opening to its end."""
@@ -218,6 +238,7 @@ class Connection:
                 self._owner.event(refused)
             elif wire.acknowledges:
                 self._owner.settled(command["event_id"])
+            self._outgoing.task_done()
 
     def _comes_back(self, closed: Closed) -> bool:
         fresh_token = closed.code == CloseCode.UNAUTHENTICATED and callable(self._options.token)

@@ -1,11 +1,10 @@
 /** Keeps a connection open until it is told otherwise: chooses the transport, comes back, knows when not to. */
 
 import { EventStreamTransport } from "./event_stream.js";
-import { Pace } from "./pace.js";
+import { Sender } from "./sender.js";
 import { WebSocketTransport } from "./websocket.js";
 
 /** @typedef {import("./websocket.js").Target} Target */
-/** @typedef {import("./websocket.js").Transport} Transport */
 /** @typedef {"idle" | "connecting" | "open" | "waiting" | "closed"} State */
 
 /**
@@ -47,15 +46,10 @@ export class Connection {
 
   #options;
   #owner;
-  /** @type {Transport | null} */
-  #wire = null;
+  /** @type {Sender | null} */
+  #sender = null;
   /** Counts connections: what one of an earlier turn still tells is void. */
   #turn = 0;
-  /** Commands that wait for their turn on this connection. @type {Record<string, any>[]} */
-  #outgoing = [];
-  #pace = new Pace();
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #flushing;
   #failures = 0;
   #openedAt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -85,7 +79,7 @@ export class Connection {
 
   /** The first event is here: from now on commands go out. False where it was left meanwhile. */
   attached() {
-    if (!this.#wire) return false;
+    if (!this.#sender) return false;
     this.state = "open";
     this.#openedAt = Date.now();
     if (this.transport === "sse" && this.#isUndecided()) webSocketsPass.set(this.url.host, false);
@@ -94,9 +88,7 @@ export class Connection {
 
   /** Does nothing while there is none. @param {Record<string, any>} command */
   send(command) {
-    if (this.state !== "open") return;
-    this.#outgoing.push(command);
-    if (this.#outgoing.length === 1) this.#flush();
+    if (this.state === "open") this.#sender?.send(command);
   }
 
   /** No token where getting one fails, or it is none: the server then refuses, and the next try asks again. */
@@ -112,7 +104,7 @@ export class Connection {
     if (this.transport === "sse") return this.lose(LOST, "new token");
     const turn = this.#turn;
     const token = await this.token();
-    if (token && turn === this.#turn && this.state === "open") this.#wire?.send({ type: "auth.refresh", token });
+    if (token && turn === this.#turn) this.send({ type: "auth.refresh", token });
   }
 
   /** Leaves after so many milliseconds, and comes back at once. @param {number} delayMs @param {string} reason */
@@ -135,7 +127,15 @@ export class Connection {
     this.#owner.lost(code, reason, delayMs);
   }
 
-  /** Leaves for good. @param {number} code @param {string} reason */
+  /** Leaves for good, after what was sent. */
+  leave() {
+    const sender = this.state === "open" ? this.#sender : null;
+    if (sender) this.#sender = null; // not to be cut
+    this.end(1000, "left");
+    sender?.leave();
+  }
+
+  /** It is over, at once. @param {number} code @param {string} reason */
   end(code, reason) {
     this.#detach();
     this.state = "closed";
@@ -152,20 +152,19 @@ export class Connection {
     if (turn !== this.#turn) return;
     const target = { url: this.url, token, ...this.#owner.resumption() };
     try {
-      if (transport === "sse") this.#wire = new EventStreamTransport(target, this.#listener(turn));
-      else this.#openWebSocket(target, turn);
+      const listener = transport === "sse" ? this.#listener(turn) : this.#webSocketListener(turn);
+      this.#sender = new Sender(new (transport === "sse" ? EventStreamTransport : WebSocketTransport)(target, listener));
     } catch {
       this.#failed(LOST, "could not be opened"); // a page may be forbidden to make one
     }
   }
 
-  /** @param {Target} target @param {number} turn */
-  #openWebSocket(target, turn) {
-    const listener = this.#listener(turn);
+  /** @param {number} turn @returns {import("./websocket.js").Listener} */
+  #webSocketListener(turn) {
     let opened = false;
-    this.#timer = setTimeout(() => listener.closed(LOST, "did not open"), OPEN_MS);
-    this.#wire = new WebSocketTransport(target, {
-      ...listener,
+    this.#timer = setTimeout(() => this.#failed(LOST, "did not open"), OPEN_MS);
+    return {
+      ...this.#listener(turn),
       opened: () => {
         if (turn !== this.#turn) return;
         opened = true;
@@ -177,19 +176,7 @@ export class Connection {
         if (opened || code !== LOST) this.lose(code, reason);
         else this.#failed(code, reason);
       },
-    });
-  }
-
-  /** Sends what waits, no faster than a server takes it. */
-  #flush() {
-    for (let command; (command = this.#outgoing[0]); this.#outgoing.shift()) {
-      const waitMs = this.#pace.take();
-      if (waitMs) {
-        this.#flushing = setTimeout(() => this.#flush(), waitMs);
-        return;
-      }
-      this.#wire?.send(command);
-    }
+    };
   }
 
   /** @param {number} turn @returns {import("./websocket.js").Listener} */
@@ -242,11 +229,8 @@ export class Connection {
   #detach() {
     this.#turn += 1;
     clearTimeout(this.#timer);
-    clearTimeout(this.#flushing);
     clearInterval(this.#heartbeat.timer);
-    this.#outgoing = [];
-    this.#pace = new Pace();
-    this.#wire?.close();
-    this.#wire = null;
+    this.#sender?.close();
+    this.#sender = null;
   }
 }

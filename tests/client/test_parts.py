@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from realtime.client.backoff import Backoff
-from realtime.client.errors import QueueFull
+from realtime.client.errors import MessageTooLarge, QueueFull
 from realtime.client.events import UnknownEvent, typed
 from realtime.client.outbox import Outbox
 from realtime.client.refusals import end_of_stream, refusal
@@ -93,7 +93,7 @@ async def _all(queue: EventQueue) -> Any:
 
 def test_commands_wait_in_their_order_up_to_a_limit() -> None:
     """What is about one connection alone does not wait; a cancel is done with once its response is."""
-    outbox = Outbox(2)
+    outbox = Outbox(2, 200)
     outbox.add({"type": "ping", "event_id": "1"})
     outbox.add({"type": "response.cancel", "response_id": "resp_1", "event_id": "2"})
     outbox.add({"type": "response.cancel", "response_id": "resp_1", "heard_chars": 3, "event_id": "3"})
@@ -101,6 +101,15 @@ def test_commands_wait_in_their_order_up_to_a_limit() -> None:
         outbox.add({"type": "session.update", "event_id": "4"})
     outbox.settle_cancels("resp_1")
     assert [command["event_id"] for command in outbox.waiting] == ["3"]
+
+
+def test_a_command_that_is_too_large_is_not_kept() -> None:
+    """By its bytes, not its characters."""
+    outbox = Outbox(2, 80)
+    outbox.add({"type": "response.create", "input": "e" * 20, "event_id": "1"})
+    with pytest.raises(MessageTooLarge):
+        outbox.add({"type": "response.create", "input": "é" * 20, "event_id": "2"})
+    assert [command["event_id"] for command in outbox.waiting] == ["1"]
 
 
 # --- coming back -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { QueueFull, RealtimeError, RealtimeSession, SessionClosed, browserFor, listen, newId, settle } from "./browser.mjs";
+import {
+  MessageTooLarge, QueueFull, RealtimeError, RealtimeSession, SessionClosed, browserFor, listen, newId, settle,
+} from "./browser.mjs";
 
 /** A session that is attached. */
 async function attached(browser, options = {}) {
@@ -650,6 +652,41 @@ test("a cancel that also truncates has an effect of its own, and waits for it", 
   assert.equal(browser.sockets[1].sent[0].heard_chars, 3);
 });
 
+test("what was told to be over is not carried out by a later connection", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const lost = session.respond("pay");
+  browser.sockets[0].lose(1009);
+  await assert.rejects(lost.done(), SessionClosed);
+  session.connect();
+  await settle();
+  browser.sockets[1].attach();
+  session.respond("pay again");
+  assert.deepEqual(browser.sockets[1].sent.map(({ input }) => input), ["pay again"]);
+});
+
+test("what was sent before it is closed goes out first, for two seconds at most", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  for (let number = 0; number < 200; number += 1) session.send({ type: "session.update", session: {} });
+  session.close();
+  assert.equal(session.state, "closed");
+  await browser.clock.pass(1_000);
+  const sent = browser.sockets[0].sent.length;
+  assert.ok(sent > 60 && !browser.sockets[0].closed, String(sent));
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[0].closed, true);
+  assert.equal(browser.clock.timers.size, 0);
+});
+
+test("a command that no server would take is refused at once, by its bytes", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser, { maxMessageBytes: 300 });
+  session.respond("x".repeat(60));
+  assert.throws(() => session.respond("é".repeat(120)), (error) => error instanceof MessageTooLarge && error.code === "message_too_large");
+  assert.deepEqual(browser.sockets[0].sent.map(({ input }) => input), ["x".repeat(60)]);
+});
+
 test("no more commands wait than the server remembers: one more is refused", async (t) => {
   const browser = browserFor(t);
   const session = new RealtimeSession();
@@ -855,6 +892,22 @@ test("a WebSocket that can't be opened is replaced at once, for the whole page",
   assert.equal(browser.requests.length, 5);
 });
 
+test("a WebSocket that nobody answers is replaced as one that is refused", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const session = new RealtimeSession();
+  const told = listen(session, "open", "disconnect");
+  session.connect();
+  await settle();
+  await browser.clock.pass(10_000);
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  assert.deepEqual(told.map(([type]) => type), ["open"]);
+  assert.equal(session.transport, "sse");
+  assert.equal(browser.sockets[0].closed, true);
+});
+
 test("where neither gets through, the WebSocket is tried again", async (t) => {
   const browser = browserFor(t);
   const session = new RealtimeSession();
@@ -940,6 +993,49 @@ test("a command that is refused over HTTP is told as over a WebSocket; one that 
   streams[1].deliver(first);
   await arrived();
   assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.input), ["1", "2", "2"]);
+});
+
+test("a command over HTTP that is never answered is repeated on the next connection", async (t) => {
+  const browser = browserFor(t);
+  const answers = [new Promise(() => {})];
+  const streams = servedBy(browser, () => answers.shift());
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  session.respond("1");
+  session.respond("2");
+  for (let seconds = 0; seconds < 45; seconds += 5) {
+    streams[0].write(": alive\n\n");
+    await arrived();
+    await browser.clock.pass(5_000);
+  }
+  assert.deepEqual(told.map(([, { reason }]) => reason), ["no answer"]);
+  await browser.clock.pass(1_000);
+  await arrived();
+  streams[1].deliver(first);
+  await arrived();
+  assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.input), ["1", "1", "2"]);
+});
+
+test("what was sent over HTTP before it is closed is answered before the stream is cut", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  session.cancel("resp_1");
+  session.send({ type: "session.close" });
+  session.close();
+  await arrived();
+  assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.type), [
+    "response.cancel", "session.close",
+  ]);
+  assert.equal(browser.clock.timers.size, 0);
 });
 
 test("a large result is fetched from where the server is, which may be below a path, with a fresh token", async (t) => {
