@@ -8,7 +8,8 @@ export function newId(prefix: string): string;
  * with the event in `detail`; and besides:
  *
  * - `open`: attached, first or again; the detail is `session.created` or `session.resumed`.
- * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back.
+ * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back. `cause` is what the function `token` threw, where
+ *   there was none to show.
  * - `closed`: `{code, reason}`; it won't, and "Close codes" of the protocol says why.
  *
  * It can be iterated, too: all events from then on, until it is closed. Where another code than 1000 closes it the
@@ -146,6 +147,7 @@ export type SessionEvents = { [Type in ServerEvent["type"]]: Extract<ServerEvent
         code: number;
         reason: string;
         reconnectInMs: number;
+        cause?: unknown;
     };
     closed: {
         code: number;

@@ -44,7 +44,7 @@ export { MessageTooLarge, QueueFull, RealtimeError, ResponseStream, SessionClose
  * @typedef {{[Type in ServerEvent["type"]]: Extract<ServerEvent, {type: Type}>} & {
  *   event: ServerEvent,
  *   open: import("./realtime/messages.js").SessionCreated | import("./realtime/messages.js").SessionResumed,
- *   disconnect: {code: number, reason: string, reconnectInMs: number},
+ *   disconnect: {code: number, reason: string, reconnectInMs: number, cause?: unknown},
  *   closed: {code: number, reason: string},
  * }} SessionEvents
  */
@@ -68,7 +68,8 @@ export function newId(prefix) {
  * with the event in `detail`; and besides:
  *
  * - `open`: attached, first or again; the detail is `session.created` or `session.resumed`.
- * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back.
+ * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back. `cause` is what the function `token` threw, where
+ *   there was none to show.
  * - `closed`: `{code, reason}`; it won't, and "Close codes" of the protocol says why.
  *
  * It can be iterated, too: all events from then on, until it is closed. Where another code than 1000 closes it the
@@ -99,7 +100,9 @@ export class RealtimeSession extends EventTarget {
       resumption: () => this.#resumption(),
       event: (event) => this.#receive(event),
       settled: (eventId) => this.#outbox.settle(eventId),
-      lost: (code, reason, reconnectInMs) => this.#dispatch("disconnect", { code, reason, reconnectInMs }),
+      lost: (code, reason, reconnectInMs, cause) => {
+        this.#dispatch("disconnect", { code, reason, reconnectInMs, ...(cause === undefined ? {} : { cause }) });
+      },
       ended: (code, reason) => this.#ended(code, reason),
     });
   }

@@ -18,7 +18,7 @@ from realtime.client.events import Fields
 from realtime.client.pace import Pace
 from realtime.client.refusals import Refused
 from realtime.client.websocket import websocket
-from realtime.client.wire import LOST, Closed, Left, NotOpened, Target, Wire
+from realtime.client.wire import LOST, SILENCE_S, Closed, Left, NotOpened, Target, Wire
 from realtime.protocol import CloseCode
 
 RECONNECT_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429})
@@ -30,6 +30,9 @@ TransportName = Literal["websocket", "sse"]
 Transport = Literal["auto", "websocket", "sse"]
 ConnectionState = Literal["idle", "connecting", "open", "waiting", "closed"]
 Token = str | Callable[[], str | Awaitable[str]]
+
+DOUBTFUL = 3
+"""After so many in a row that did not open, it is asked anew whether WebSockets get through."""
 
 _websockets_pass: dict[str, bool] = {}
 """Whether WebSockets get through to a host: what this process has learnt."""
@@ -74,6 +77,13 @@ class Connection:
         self._outgoing: asyncio.Queue[Fields] = asyncio.Queue()
         self._leaving: asyncio.Future[Closed] | None = None
         self._left: Left | None = None
+        self._token_error: Exception | None = None
+        self._shown: str | None = None
+        """The token that this connection was opened with."""
+        self._fresh: str | None = None
+        """One for the next."""
+        self._unopened = 0
+        """WebSockets in a row that did not open."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> Closed:
@@ -81,6 +91,8 @@ class Connection:
         try:
             while True:
                 closed = await self._unless_left(self._live())
+                if closed.code == CloseCode.UNAUTHENTICATED:
+                    closed.__cause__ = self._token_error
                 if not self._comes_back(closed):
                     return closed
                 delay_s = self._delay_s(closed)
@@ -120,31 +132,40 @@ class Connection:
 
     async def refresh(self) -> None:
         """Replace a token that will expire, if there is a way to. An open stream can't be shown one: the next is."""
-        if not callable(self._options.token):
-            return
         leaving = self._leaving
-        if self.transport == "sse":
-            self.leave(Closed(LOST, "new token"))
-        elif (token := await self.token()) and leaving is self._leaving:
+        token = await self.token() if callable(self._options.token) else None
+        if token is None or leaving is not self._leaving:
+            return
+        if self.transport == "websocket":
             self.send({"type": "auth.refresh", "token": token})
+        elif token != self._shown:  # else there is no other yet
+            self._fresh = token
+            self.leave(Closed(LOST, "new token", reconnect_in_s=0.0))
 
     async def token(self) -> str | None:
         """None where getting one fails, or it is none: the server then refuses, and the next try asks again."""
         given: Any = self._options.token
         if callable(given):
-            try:
-                given = given()
-                given = await given if inspect.isawaitable(given) else given
-            except Exception:  # the application's; whatever it is, there is no token
-                return None
+            given = await self._ask(given)
         return given if isinstance(given, str) and TOKEN.fullmatch(given) else None
+
+    async def _ask(self, get: Callable[[], Any]) -> Any:
+        self._token_error = None
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                given = get()
+                return await given if inspect.isawaitable(given) else given
+        except Exception as error:  # the application's; whatever it is, there is no token
+            self._token_error = error
+            return None
 
     async def target(self) -> Target:
         """Where the next connection leads."""
+        token, self._fresh = self._fresh or await self.token(), None
         session_id, query = self._owner.resumption()
         if self._options.delta_interval_ms:
             query["delta_interval_ms"] = str(self._options.delta_interval_ms)
-        return Target(url=self._options.url, session_id=session_id, query=query, token=await self.token())
+        return Target(url=self._options.url, session_id=session_id, query=query, token=token)
 
     async def _unless_left(self, work: Coroutine[Any, Any, Closed]) -> Closed:
         """What comes first: the end of the work, or that the connection is to be left."""
@@ -192,12 +213,14 @@ class Connection:
     async def _open(self) -> AsyncIterator[Wire]:
         """What gets through. Where no WebSocket can even be opened, the other transport tells if the server is away."""
         target = await self.target()
+        self._shown = target.token
         async with AsyncExitStack() as stack:
             if self._choice() == "websocket":
                 try:
                     yield await self._websocket(stack, target)
                     return
                 except NotOpened:
+                    self._doubt()
                     if not self._is_undecided():
                         raise
             self.transport = "sse"
@@ -209,7 +232,14 @@ class Connection:
         self.transport = "websocket"
         wire = await stack.enter_async_context(websocket(target))
         _websockets_pass[self._host] = True
+        self._unopened = 0
         return wire
+
+    def _doubt(self) -> None:
+        """What was learnt before is void where too many did not open."""
+        self._unopened += 1
+        if self._unopened >= DOUBTFUL and self._options.transport == "auto":
+            _websockets_pass.pop(self._host, None)
 
     async def _talk(self, wire: Wire) -> None:
         """Send and receive until one of them ends, which raises `Closed`."""

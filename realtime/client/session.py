@@ -21,7 +21,7 @@ from realtime.client.outbox import Outbox
 from realtime.client.refusals import Refused
 from realtime.client.state import Answer, History, State, Task
 from realtime.client.streams import EventQueue, ResponseStream, TaskStream
-from realtime.client.wire import LOST, Closed, Left
+from realtime.client.wire import LOST, Closed, Left, checked_url
 from realtime.protocol import (
     ClientMessage,
     CloseCode,
@@ -69,9 +69,10 @@ async def connect(
     time between two messages of one answer. `max_unanswered` commands may wait for an answer, 1000 at most, each of at
     most `max_message_bytes` as JSON, which is what the server takes. A server that can't be reached for
     `open_timeout_s` ends the session; `None`: never. `on_lost` is called with code, reason and seconds whenever the
-    connection is lost and will be back.
+    connection is lost and will be back. Raises `ValueError` for a `url` that can't be one. What `token` raised, or what
+    the client failed of, is the cause of `SessionClosed`.
     """
-    options = Options(url=url, token=token, transport=transport, delta_interval_ms=delta_interval_ms)
+    options = Options(url=checked_url(url), token=token, transport=transport, delta_interval_ms=delta_interval_ms)
     outbox = Outbox(min(max_unanswered, MAX_UNANSWERED), max_message_bytes)
     session = Session(options, session_id, history, outbox, on_lost)
     keeping = asyncio.create_task(session._keep(open_timeout_s))
@@ -260,13 +261,18 @@ class Session:
             self._giving_up = asyncio.get_running_loop().call_later(open_timeout_s, self._give_up)
         try:
             closed = await self._connection.run()
+        except Exception as error:
+            closed.__cause__ = error
+            raise
         finally:
             self._end(closed)
             for task in self._background:
                 task.cancel()
 
     def _give_up(self) -> None:
-        self._connection.leave(Left(self._last_loss.code, self._last_loss.reason))
+        left = Left(self._last_loss.code, self._last_loss.reason)
+        left.__cause__ = self._last_loss.__cause__
+        self._connection.leave(left)
 
     def _receive(self, event: Fields) -> None:
         if not self._state.advance(event):
@@ -334,6 +340,7 @@ class Session:
         if self._closed is not None:
             return
         self._closed = SessionClosed(closed.code, closed.reason)
+        self._closed.__cause__ = closed.__cause__
         for stream in self._streams.values():
             stream._fail(self._closed)
         for queue in self._queues:

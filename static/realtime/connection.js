@@ -13,7 +13,7 @@ import { WebSocketTransport } from "./websocket.js";
  * @property {() => Pick<Target, "sessionId" | "query">} resumption where the next connection goes on
  * @property {(event: any) => void} event
  * @property {(eventId: string) => void} settled
- * @property {(code: number, reason: string, reconnectInMs: number) => void} lost it will be back
+ * @property {(code: number, reason: string, reconnectInMs: number, cause: unknown) => void} lost it will be back
  * @property {(code: number, reason: string) => void} ended it won't
  */
 
@@ -30,6 +30,8 @@ const STEADY_MS = 5_000;
 const HEARTBEAT_MS = 15_000;
 /** A WebSocket that takes longer to open is taken to be blocked. */
 const OPEN_MS = 10_000;
+/** After so many in a row that did not open, it is asked anew whether WebSockets get through. */
+const DOUBTFUL = 3;
 /** What may stand in the name of a subprotocol. */
 const TOKEN = /^[\w.~+-]+$/;
 
@@ -51,6 +53,15 @@ export class Connection {
   /** Counts connections: what one of an earlier turn still tells is void. */
   #turn = 0;
   #failures = 0;
+  /** WebSockets in a row that did not open. */
+  #unopened = 0;
+  /** What getting a token failed with. @type {unknown} */
+  #tokenError;
+  /** What this connection was opened with. @type {string | undefined} */
+  #shown;
+  /** A token for the next connection. @type {string | undefined} */
+  #fresh;
+  #online = () => this.open();
   #openedAt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
@@ -66,12 +77,14 @@ export class Connection {
   /** The endpoint; what is given may be the server's address. */
   get url() {
     const url = new URL(this.#options.url ?? ENDPOINT, globalThis.location?.href);
-    if (!url.pathname.endsWith(ENDPOINT)) url.pathname = url.pathname.replace(/\/$/, "") + ENDPOINT;
+    const path = url.pathname.replace(/\/+$/, "");
+    url.pathname = path.endsWith(ENDPOINT) ? path : path + ENDPOINT;
     return url;
   }
 
   /** Opens one by whatever gets through. */
   open() {
+    this.#stopWaiting();
     const { transport = "auto" } = this.#options;
     const isBlocked = webSocketsPass.get(this.url.host) === false || !globalThis.WebSocket;
     this.#open(transport === "auto" ? (isBlocked ? "sse" : "websocket") : transport);
@@ -94,17 +107,31 @@ export class Connection {
   /** No token where getting one fails, or it is none: the server then refuses, and the next try asks again. */
   async token() {
     const { token } = this.#options;
-    const given = typeof token === "function" ? await Promise.resolve().then(token).catch(() => undefined) : token;
+    const given = typeof token === "function" ? await this.#ask(token) : token;
     return given && TOKEN.test(given) ? given : undefined;
+  }
+
+  /** @param {() => string | Promise<string>} token */
+  async #ask(token) {
+    this.#tokenError = undefined;
+    try {
+      return await token();
+    } catch (error) {
+      this.#tokenError = error;
+      return undefined;
+    }
   }
 
   /** Replaces a token that will expire, if there is a way to get another. An open stream can be shown none: the next is. */
   async refresh() {
     if (typeof this.#options.token !== "function") return;
-    if (this.transport === "sse") return this.lose(LOST, "new token");
     const turn = this.#turn;
     const token = await this.token();
-    if (token && turn === this.#turn) this.send({ type: "auth.refresh", token });
+    if (!token || turn !== this.#turn) return;
+    if (this.transport === "websocket") return this.send({ type: "auth.refresh", token });
+    if (token === this.#shown) return; // there is no other yet
+    this.#fresh = token;
+    this.lose(LOST, "new token", 0);
   }
 
   /** Leaves after so many milliseconds, and comes back at once. @param {number} delayMs @param {string} reason */
@@ -124,7 +151,9 @@ export class Connection {
     const delayMs = reconnectInMs ?? this.#delay(code);
     this.state = "waiting";
     this.#timer = setTimeout(() => this.open(), delayMs);
-    this.#owner.lost(code, reason, delayMs);
+    // Where the network was away it is worth no waiting any more. Node tells nothing of it.
+    if (code !== LIMITED) globalThis.addEventListener?.("online", this.#online);
+    this.#owner.lost(code, reason, delayMs, code === TOKEN_REFUSED ? this.#tokenError : undefined);
   }
 
   /** Leaves for good, after what was sent. */
@@ -148,8 +177,10 @@ export class Connection {
     this.state = "connecting";
     this.transport = transport;
     this.#heartbeat = { timer: setInterval(() => this.#beat(), HEARTBEAT_MS), silentFor: 0 };
-    const token = await this.token();
+    const token = this.#fresh ?? (await this.token());
     if (turn !== this.#turn) return;
+    this.#fresh = undefined;
+    this.#shown = token;
     const target = { url: this.url, token, ...this.#owner.resumption() };
     try {
       const listener = transport === "sse" ? this.#listener(turn) : this.#webSocketListener(turn);
@@ -168,6 +199,7 @@ export class Connection {
       opened: () => {
         if (turn !== this.#turn) return;
         opened = true;
+        this.#unopened = 0;
         clearTimeout(this.#timer);
         webSocketsPass.set(this.url.host, true);
       },
@@ -196,19 +228,25 @@ export class Connection {
    * @param {number} code @param {string} reason
    */
   #failed(code, reason) {
+    this.#unopened += 1;
+    if (this.#unopened >= DOUBTFUL && this.#isAuto) webSocketsPass.delete(this.url.host);
     if (!this.#isUndecided()) return this.lose(code, reason);
     this.#detach();
     return this.#open("sse");
   }
 
+  get #isAuto() {
+    return (this.#options.transport ?? "auto") === "auto";
+  }
+
   #isUndecided() {
-    return (this.#options.transport ?? "auto") === "auto" && !webSocketsPass.has(this.url.host);
+    return this.#isAuto && !webSocketsPass.has(this.url.host);
   }
 
   /** A page can't send WebSocket pings, and sees a dead peer only after minutes: hence a ping of our own. */
   #beat() {
     this.#heartbeat.silentFor += 1;
-    if (this.#heartbeat.silentFor > 2) return this.lose(LOST, "silent");
+    if (this.#heartbeat.silentFor > 2) return this.lose(LOST, this.#sender ? "silent" : "no token");
     // An event stream has comments of its own.
     if (this.#heartbeat.silentFor === 2 && this.transport === "websocket") this.send({ type: "ping" });
   }
@@ -228,9 +266,13 @@ export class Connection {
   /** Forgets the transport at once: a dead one's close handshake would take a minute. */
   #detach() {
     this.#turn += 1;
-    clearTimeout(this.#timer);
+    this.#stopWaiting();
     clearInterval(this.#heartbeat.timer);
     this.#sender?.close();
     this.#sender = null;
+  }
+  #stopWaiting() {
+    clearTimeout(this.#timer);
+    globalThis.removeEventListener?.("online", this.#online);
   }
 }

@@ -14,7 +14,7 @@ from realtime.client.outbox import Outbox
 from realtime.client.refusals import end_of_stream, refusal
 from realtime.client.state import State
 from realtime.client.streams import EventQueue
-from realtime.client.wire import Target
+from realtime.client.wire import Target, checked_url
 from realtime.protocol import OutputTextDelta, Pong
 
 
@@ -134,6 +134,10 @@ def test_waits_double_with_jitter_until_a_connection_holds(monkeypatch: pytest.M
             "wss://h/ai/v1/realtime",
             ("wss://h/ai/v1/realtime?session_id=s&after=session%3A1", "https://h/ai/v1/sessions"),
         ),
+        (
+            "wss://h/v1/realtime/",
+            ("wss://h/v1/realtime?session_id=s&after=session%3A1", "https://h/v1/sessions"),
+        ),
         ("https://h/ai/", ("wss://h/ai/v1/realtime?session_id=s&after=session%3A1", "https://h/ai/v1/sessions")),
     ],
 )
@@ -141,6 +145,13 @@ def test_an_address_may_be_the_server_s_or_its_endpoint(url: str, expected: tupl
     """Also below a path."""
     target = Target(url=url, session_id="s", query={"after": "session:1"}, token=None)
     assert (target.websocket(), target.http("sessions")) == expected
+
+
+@pytest.mark.parametrize("url", ["", "h:1", "localhost:8000", "ftp://h", "http://", "http://h:x", "http://h:99999"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    """Before a connection is tried."""
+    with pytest.raises(ValueError, match=r"address|[Pp]ort"):
+        checked_url(url)
 
 
 def test_what_is_not_the_server_s_answer_is_no_refusal() -> None:

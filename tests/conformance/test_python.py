@@ -120,3 +120,40 @@ async def test_what_was_sent_goes_out_before_the_block_ends() -> None:
             turn = await model.turn()
             answer.cancel()
         await turn.closed.wait()
+
+
+async def test_a_mistake_in_the_address_is_raised_at_once() -> None:
+    """It is no loss of a connection."""
+    with pytest.raises(ValueError, match="localhost"):
+        await connect("localhost:8000").__aenter__()
+
+
+async def test_why_there_is_no_token_is_the_cause() -> None:
+    """Of the end that it leads to."""
+
+    def fresh() -> str:
+        raise OSError("the provider is away")
+
+    async with running_server(echo, auth_secret=SECRET) as server, asyncio.timeout(PATIENCE_S):
+        async with connect(server.url, token=fresh, open_timeout_s=0.5) as session:
+            with pytest.raises(SessionClosed) as closed:
+                await session.opened()
+    assert closed.value.close_code == 4401
+    assert isinstance(closed.value.__cause__, OSError)
+
+
+async def test_a_token_that_never_comes_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After as long as a silent connection may last."""
+    monkeypatch.setattr("realtime.client.connection.SILENCE_S", 0.05)
+    asked: list[None] = []
+
+    async def fresh() -> str:
+        asked.append(None)
+        if len(asked) == 1:
+            await asyncio.Event().wait()
+        return token("ann")
+
+    async with running_server(echo, auth_secret=SECRET) as server, asyncio.timeout(PATIENCE_S):
+        async with connect(server.url, token=fresh) as session:
+            await session.opened()
+    assert len(asked) == 2

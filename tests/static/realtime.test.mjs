@@ -427,6 +427,27 @@ test("a token that can't be replaced is not sent again", async (t) => {
   assert.deepEqual(browser.sockets[0].sent, []);
 });
 
+test("why there was no token is told with the loss", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession({ token: () => { throw new Error("offline"); } });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await settle();
+  browser.sockets[0].lose(4401);
+  assert.equal(told[0][1].cause?.message, "offline");
+});
+
+test("a token that never comes is not waited for without end", async (t) => {
+  const browser = browserFor(t);
+  let asked = 0;
+  const session = new RealtimeSession({ token: () => { asked += 1; return new Promise(() => {}); } });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await browser.clock.pass(46_000);
+  assert.equal(told[0][1].reason, "no token");
+  assert.equal(asked, 2);
+});
+
 test("a token that can't be had is asked for again", async (t) => {
   const browser = browserFor(t);
   let asked = 0;
@@ -459,6 +480,33 @@ test("a connection that never opens is given up", async (t) => {
   await browser.clock.pass(10_200);
   assert.equal(browser.sockets[0].closed, true);
   assert.equal(browser.sockets.length, 2);
+});
+
+test("once the network is back it is worth no more waiting", async (t) => {
+  const browser = browserFor(t);
+  const network = new EventTarget();
+  for (const name of ["addEventListener", "removeEventListener"]) {
+    globalThis[name] = network[name].bind(network);
+    t.after(() => delete globalThis[name]);
+  }
+  const session = await attached(browser);
+  browser.sockets[0].lose(1006);
+  network.dispatchEvent(new Event("online"));
+  await settle();
+  assert.equal(browser.sockets.length, 2);
+  browser.sockets[1].attach();
+  network.dispatchEvent(new Event("online"));
+  session.close();
+  network.dispatchEvent(new Event("online"));
+  await browser.clock.pass(60_000);
+  assert.equal(browser.sockets.length, 2);
+});
+
+test("an address may end with a slash", async (t) => {
+  const browser = browserFor(t);
+  new RealtimeSession({ url: "http://127.0.0.1:1/ai/v1/realtime/" }).connect();
+  await settle();
+  assert.equal(browser.sockets[0].url.pathname, "/ai/v1/realtime");
 });
 
 test("dropped, it comes back when told, and hears nothing of the old connection", async (t) => {
@@ -954,6 +1002,43 @@ test("a stream is resumed by positions, and read wherever it is cut into pieces"
   await arrived();
   assert.equal(session.responses.get("resp_1").text, "a👋b");
   assert.equal(browser.requests.at(-1).url.search, "?after=session:1,resp_1:1");
+});
+
+test("a stream moves to a fresh token once there is one, at once", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const tokens = ["old", "old", "new"];
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse", token: () => tokens.shift() });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  for (const expected of [0, 1]) {
+    streams[0].deliver({ type: "auth.expiring", expires_at: "2026-11-22T00:01:00Z" });
+    await arrived();
+    assert.equal(told.length, expected);
+  }
+  assert.equal(told[0][1].reconnectInMs, 0);
+  await browser.clock.pass(0);
+  await arrived();
+  assert.deepEqual(browser.requests.map(({ headers }) => headers.authorization), ["Bearer old", "Bearer new"]);
+});
+
+test("what was learnt of WebSockets is void once three in a row did not open", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const streams = servedBy(browser);
+  browser.sockets[0].lose(1006);
+  for (let failure = 0; failure < 3; failure += 1) {
+    assert.deepEqual(browser.requests, []);
+    await browser.clock.pass(10_000);
+    browser.sockets.at(-1).lose(1006);
+  }
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  assert.equal(session.state, "open");
+  assert.equal(session.transport, "sse");
 });
 
 test("HTTP's refusals mean what the close codes do", async (t) => {
