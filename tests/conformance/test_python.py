@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+import realtime.client.event_stream  # noqa: F401  a test that gives up would leave its import under way in a thread
 from realtime.client import SessionClosed, connect
 from realtime.client.connection import Connection, Options
 from realtime.client.events import Fields
