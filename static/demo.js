@@ -111,7 +111,13 @@ function opened(first) {
 function disconnected({ reconnectInMs }) {
   underneath.disconnected();
   showState("waiting", `Cut off, back in ${(reconnectInMs / 1000).toFixed(1)} s`);
+  setTimeout(showAttempt, reconnectInMs);
   draw();
+}
+
+/** The wait is over, by its time or as the network is back; the attempt itself may take long. */
+function showAttempt() {
+  if (session.state === "connecting") showState("connecting", "Cut off, connecting again…");
 }
 
 /** @param {{code: number}} detail */
@@ -125,6 +131,7 @@ function closed({ code }) {
   showState("closed", "Closed");
   setComposer(false);
   byId("token").hidden = code !== TOKEN_NEEDED;
+  if (code === TOKEN_NEEDED) byId("token-input").focus();
   notify(code === TOKEN_NEEDED ? "" : `${reason} “New visit” starts another.`);
   draw();
 }
@@ -187,12 +194,20 @@ function ask(eventId, text) {
   underneath.latency.asked(responseId, performance.now());
 }
 
+/** Where it can't be sent, as too much waits for the connection already, the text stays where it is. */
 function sayInput() {
-  try {
+  attempt(() => {
     say(input.value.trim());
     setInput("");
+  });
+}
+
+/** @param {() => void} send */
+function attempt(send) {
+  try {
+    send();
   } catch (error) {
-    notify(String(error)); // too much waits for the connection already: the text stays where it is
+    notify(String(error));
   }
 }
 
@@ -218,8 +233,8 @@ function heardAnswer(id, chars) {
 
 /** @param {string} text @param {boolean} isFinal */
 function heardUser(text, isFinal) {
-  setInput(isFinal ? "" : text);
-  if (isFinal) say(text);
+  setInput(text);
+  if (isFinal) sayInput();
 }
 
 /** @param {string} [error] */
@@ -267,6 +282,7 @@ async function signIn(given) {
   token = undefined;
   notify("");
   start(session.sessionId ?? readAddress(`#token=${given}`).sessionId);
+  input.focus();
 }
 
 /** @param {string} given @returns {Promise<boolean>} whether the server has taken it */
@@ -302,7 +318,7 @@ onClick("draft", () => { if (session.state !== "closed" && !conversation.empty) 
 onClick("note-stop", () => note.stop());
 onClick("note-copy", () => copy("note-copy", note.text));
 onClick("invite-copy", () => copy("invite-copy", byId("invite-link").textContent ?? ""));
-onClick("sample", () => { fillIn(); input.focus(); });
+onClick("sample", () => { attempt(fillIn); input.focus(); });
 onClick("voice", () => {
   if (!Speaker.isThere) return notify("This browser can't read aloud.");
   setVoice(!speaker.on);
@@ -395,6 +411,7 @@ addEventListener("hashchange", () => {
   if (given || sessionId !== session.sessionId) start(sessionId);
 });
 addEventListener("resize", () => draw());
+addEventListener("online", () => setTimeout(showAttempt));
 allow("voice", Speaker.isThere);
 allow("talk", Microphone.isThere);
 const { sessionId } = takeAddress();

@@ -8,7 +8,8 @@ export function newId(prefix: string): string;
  * with the event in `detail`; and besides:
  *
  * - `open`: attached, first or again; the detail is `session.created` or `session.resumed`.
- * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back.
+ * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back. `cause` is what the function `token` threw, where
+ *   there was none to show.
  * - `closed`: `{code, reason}`; it won't, and "Close codes" of the protocol says why.
  *
  * It can be iterated, too: all events from then on, until it is closed. Where another code than 1000 closes it the
@@ -35,13 +36,16 @@ export class RealtimeSession extends EventTarget {
     get unfinished(): import("./realtime/state.js").Answer[];
     /** Opens the connection and keeps it until `close()`. Does nothing while there is one. */
     connect(): void;
-    /** Leaves the session for good. It lives on at the server; `send({type: "session.close"})` ends it. */
+    /**
+     * Leaves the session for good. It lives on at the server; `send({type: "session.close"})` ends it. What was sent over
+     * an open connection still goes out, for 2 s at most.
+     */
     close(): void;
     /** Cuts the connection as a lost network would, and comes back after so many milliseconds. */
     drop(reconnectInMs?: number): void;
     /**
      * Sends a command now, or after the reconnect, and is carried out once either way.
-     * Throws `QueueFull` where too many wait already, and `SessionClosed`.
+     * Throws `QueueFull` where too many wait already, `MessageTooLarge`, and `SessionClosed`.
      * @param {ClientMessage} message
      * @returns {string} the command's `event_id`, which its effects name as `for_event_id`
      */
@@ -126,6 +130,10 @@ export type SessionOptions = {
      * how many commands may wait for the server's answer; default and most 1000
      */
     maxUnanswered?: number | undefined;
+    /**
+     * the largest command, as JSON in UTF-8, that the server takes; default 65536
+     */
+    maxMessageBytes?: number | undefined;
 };
 /**
  * What is dispatched: each event of the server by its type, and the session's own.
@@ -139,15 +147,17 @@ export type SessionEvents = { [Type in ServerEvent["type"]]: Extract<ServerEvent
         code: number;
         reason: string;
         reconnectInMs: number;
+        cause?: unknown;
     };
     closed: {
         code: number;
         reason: string;
     };
 };
+import { MessageTooLarge } from "./realtime/errors.js";
 import { QueueFull } from "./realtime/errors.js";
 import { RealtimeError } from "./realtime/errors.js";
 import { ResponseStream } from "./realtime/stream.js";
 import { SessionClosed } from "./realtime/errors.js";
 import { TaskStream } from "./realtime/stream.js";
-export { QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };
+export { MessageTooLarge, QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };

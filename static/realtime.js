@@ -13,13 +13,13 @@
  */
 
 import { Connection } from "./realtime/connection.js";
-import { QueueFull, RealtimeError, SessionClosed } from "./realtime/errors.js";
+import { MessageTooLarge, QueueFull, RealtimeError, SessionClosed } from "./realtime/errors.js";
 import { Outbox } from "./realtime/outbox.js";
 import { SessionState } from "./realtime/state.js";
 import { EventQueue, ResponseStream, TaskStream } from "./realtime/stream.js";
 
 // Not `export … from`: the types that are made of this would lack what they use themselves.
-export { QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };
+export { MessageTooLarge, QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };
 
 /** @typedef {import("./realtime/messages.js").ServerEvent} ServerEvent */
 /** @typedef {import("./realtime/messages.js").ClientMessage} ClientMessage */
@@ -36,6 +36,7 @@ export { QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };
  *   connection, and before a token expires
  * @property {"auto" | "websocket" | "sse"} [transport] default `auto`: server-sent events where WebSockets are blocked
  * @property {number} [maxUnanswered] how many commands may wait for the server's answer; default and most 1000
+ * @property {number} [maxMessageBytes] the largest command, as JSON in UTF-8, that the server takes; default 65536
  */
 
 /**
@@ -43,13 +44,15 @@ export { QueueFull, RealtimeError, ResponseStream, SessionClosed, TaskStream };
  * @typedef {{[Type in ServerEvent["type"]]: Extract<ServerEvent, {type: Type}>} & {
  *   event: ServerEvent,
  *   open: import("./realtime/messages.js").SessionCreated | import("./realtime/messages.js").SessionResumed,
- *   disconnect: {code: number, reason: string, reconnectInMs: number},
+ *   disconnect: {code: number, reason: string, reconnectInMs: number, cause?: unknown},
  *   closed: {code: number, reason: string},
  * }} SessionEvents
  */
 
 /** The server remembers so many command ids: to repeat an older command could carry it out twice. */
 const MAX_UNANSWERED = 1_000;
+/** What a server takes that was not told otherwise. */
+const MAX_MESSAGE_BYTES = 65_536;
 
 /**
  * An id with 128 random bits. Not `crypto.randomUUID`, which plain-http pages on a network lack.
@@ -65,7 +68,8 @@ export function newId(prefix) {
  * with the event in `detail`; and besides:
  *
  * - `open`: attached, first or again; the detail is `session.created` or `session.resumed`.
- * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back.
+ * - `disconnect`: `{code, reason, reconnectInMs}`; it will be back. `cause` is what the function `token` threw, where
+ *   there was none to show.
  * - `closed`: `{code, reason}`; it won't, and "Close codes" of the protocol says why.
  *
  * It can be iterated, too: all events from then on, until it is closed. Where another code than 1000 closes it the
@@ -90,12 +94,15 @@ export class RealtimeSession extends EventTarget {
     super();
     this.#options = options;
     this.#state = new SessionState(options.sessionId ?? null, options.history);
-    this.#outbox = new Outbox(Math.min(options.maxUnanswered ?? MAX_UNANSWERED, MAX_UNANSWERED));
+    const { maxUnanswered = MAX_UNANSWERED, maxMessageBytes = MAX_MESSAGE_BYTES } = options;
+    this.#outbox = new Outbox(Math.min(maxUnanswered, MAX_UNANSWERED), maxMessageBytes);
     this.#connection = new Connection(options, {
       resumption: () => this.#resumption(),
       event: (event) => this.#receive(event),
       settled: (eventId) => this.#outbox.settle(eventId),
-      lost: (code, reason, reconnectInMs) => this.#dispatch("disconnect", { code, reason, reconnectInMs }),
+      lost: (code, reason, reconnectInMs, cause) => {
+        this.#dispatch("disconnect", { code, reason, reconnectInMs, ...(cause === undefined ? {} : { cause }) });
+      },
       ended: (code, reason) => this.#ended(code, reason),
     });
   }
@@ -147,9 +154,12 @@ export class RealtimeSession extends EventTarget {
     this.#connection.open();
   }
 
-  /** Leaves the session for good. It lives on at the server; `send({type: "session.close"})` ends it. */
+  /**
+   * Leaves the session for good. It lives on at the server; `send({type: "session.close"})` ends it. What was sent over
+   * an open connection still goes out, for 2 s at most.
+   */
   close() {
-    if (this.state !== "closed") this.#connection.end(1000, "left");
+    if (this.state !== "closed") this.#connection.leave();
   }
 
   /** Cuts the connection as a lost network would, and comes back after so many milliseconds. */
@@ -159,7 +169,7 @@ export class RealtimeSession extends EventTarget {
 
   /**
    * Sends a command now, or after the reconnect, and is carried out once either way.
-   * Throws `QueueFull` where too many wait already, and `SessionClosed`.
+   * Throws `QueueFull` where too many wait already, `MessageTooLarge`, and `SessionClosed`.
    * @param {ClientMessage} message
    * @returns {string} the command's `event_id`, which its effects name as `for_event_id`
    */
@@ -336,6 +346,7 @@ export class RealtimeSession extends EventTarget {
     for (const stream of this.#streams.values()) stream.fail(this.#closed);
     for (const queue of this.#queues) queue.finish(code === 1000 ? undefined : this.#closed);
     this.#streams.clear();
+    this.#outbox.clear(); // whoever sent them was told so: a later `connect` must not carry them out
     this.#dispatch("closed", { code, reason });
   }
 

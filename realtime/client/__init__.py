@@ -7,7 +7,7 @@ async with connect("http://127.0.0.1:8000") as session:
                 print(delta, end="")
 """
 
-from realtime.client.errors import QueueFull, RealtimeError, SessionClosed
+from realtime.client.errors import MessageTooLarge, QueueFull, RealtimeError, SessionClosed
 from realtime.client.events import Event, ResponseEvent, TaskEvent, UnknownEvent
 from realtime.client.session import Session, connect
 from realtime.client.state import Answer, Task
@@ -16,6 +16,7 @@ from realtime.client.streams import ResponseStream, TaskStream
 __all__ = [
     "Answer",
     "Event",
+    "MessageTooLarge",
     "QueueFull",
     "RealtimeError",
     "ResponseEvent",

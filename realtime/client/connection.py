@@ -18,16 +18,21 @@ from realtime.client.events import Fields
 from realtime.client.pace import Pace
 from realtime.client.refusals import Refused
 from realtime.client.websocket import websocket
-from realtime.client.wire import LOST, Closed, Left, NotOpened, Target, Wire
+from realtime.client.wire import LOST, SILENCE_S, Closed, Left, NotOpened, Target, Wire
 from realtime.protocol import CloseCode
 
 RECONNECT_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429})
+FAREWELL_S = 2.0
+"""How long what was sent may take to go out once the session is left."""
 TOKEN = re.compile(r"[\w.~+/=-]+", re.ASCII)
 
 TransportName = Literal["websocket", "sse"]
 Transport = Literal["auto", "websocket", "sse"]
 ConnectionState = Literal["idle", "connecting", "open", "waiting", "closed"]
 Token = str | Callable[[], str | Awaitable[str]]
+
+DOUBTFUL = 3
+"""After so many in a row that did not open, it is asked anew whether WebSockets get through."""
 
 _websockets_pass: dict[str, bool] = {}
 """Whether WebSockets get through to a host: what this process has learnt."""
@@ -71,6 +76,14 @@ class Connection:
         self._backoff = Backoff()
         self._outgoing: asyncio.Queue[Fields] = asyncio.Queue()
         self._leaving: asyncio.Future[Closed] | None = None
+        self._left: Left | None = None
+        self._token_error: Exception | None = None
+        self._shown: str | None = None
+        """The token that this connection was opened with."""
+        self._fresh: str | None = None
+        """One for the next."""
+        self._unopened = 0
+        """WebSockets in a row that did not open."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> Closed:
@@ -78,6 +91,8 @@ class Connection:
         try:
             while True:
                 closed = await self._unless_left(self._live())
+                if closed.code == CloseCode.UNAUTHENTICATED:
+                    closed.__cause__ = self._token_error
                 if not self._comes_back(closed):
                     return closed
                 delay_s = self._delay_s(closed)
@@ -90,7 +105,9 @@ class Connection:
             self.state = "closed"
 
     def leave(self, closed: Closed) -> None:
-        """Leave the connection, for good or not, as `closed` means. Does nothing where there is none."""
+        """Leave the connection, for good or not, as `closed` means. But for good does nothing where there is none."""
+        if isinstance(closed, Left):
+            self._left = self._left or closed
         if self._leaving is not None and not self._leaving.done():
             self._leaving.set_result(closed)
 
@@ -115,44 +132,68 @@ class Connection:
 
     async def refresh(self) -> None:
         """Replace a token that will expire, if there is a way to. An open stream can't be shown one: the next is."""
-        if not callable(self._options.token):
-            return
         leaving = self._leaving
-        if self.transport == "sse":
-            self.leave(Closed(LOST, "new token"))
-        elif (token := await self.token()) and leaving is self._leaving:
+        token = await self.token() if callable(self._options.token) else None
+        if token is None or leaving is not self._leaving:
+            return
+        if self.transport == "websocket":
             self.send({"type": "auth.refresh", "token": token})
+        elif token != self._shown:  # else there is no other yet
+            self._fresh = token
+            self.leave(Closed(LOST, "new token", reconnect_in_s=0.0))
 
     async def token(self) -> str | None:
         """None where getting one fails, or it is none: the server then refuses, and the next try asks again."""
         given: Any = self._options.token
         if callable(given):
-            try:
-                given = given()
-                given = await given if inspect.isawaitable(given) else given
-            except Exception:  # the application's; whatever it is, there is no token
-                return None
+            given = await self._ask(given)
         return given if isinstance(given, str) and TOKEN.fullmatch(given) else None
+
+    async def _ask(self, get: Callable[[], Any]) -> Any:
+        self._token_error = None
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                given = get()
+                return await given if inspect.isawaitable(given) else given
+        except Exception as error:  # the application's; whatever it is, there is no token
+            self._token_error = error
+            return None
 
     async def target(self) -> Target:
         """Where the next connection leads."""
+        token, self._fresh = self._fresh or await self.token(), None
         session_id, query = self._owner.resumption()
         if self._options.delta_interval_ms:
             query["delta_interval_ms"] = str(self._options.delta_interval_ms)
-        return Target(url=self._options.url, session_id=session_id, query=query, token=await self.token())
+        return Target(url=self._options.url, session_id=session_id, query=query, token=token)
 
     async def _unless_left(self, work: Coroutine[Any, Any, Closed]) -> Closed:
         """What comes first: the end of the work, or that the connection is to be left."""
+        left = self._left
+        if left is not None:  # between two of them, as by whom a loss was told
+            work.close()
+            return left
         self._leaving = leaving = asyncio.get_running_loop().create_future()
         working = asyncio.ensure_future(work)
         both: set[asyncio.Future[Closed]] = {working, leaving}
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if self._left is not None and self.state == "open":
+                await self._say_farewell(working)
         finally:
             self._cancel_timer()
             working.cancel()
             await asyncio.wait({working})
-        return leaving.result() if leaving.done() else working.result()
+        return self._left or (leaving.result() if leaving.done() else working.result())
+
+    async def _say_farewell(self, working: asyncio.Future[Closed]) -> None:
+        """What was sent before goes out, unless the connection ends or it takes too long."""
+        sent = asyncio.ensure_future(self._outgoing.join())
+        both: set[asyncio.Future[Any]] = {working, sent}
+        try:
+            await asyncio.wait(both, timeout=FAREWELL_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sent.cancel()
 
     async def _live(self) -> Closed:
         """One connection, from its opening to its end."""
@@ -172,12 +213,14 @@ class Connection:
     async def _open(self) -> AsyncIterator[Wire]:
         """What gets through. Where no WebSocket can even be opened, the other transport tells if the server is away."""
         target = await self.target()
+        self._shown = target.token
         async with AsyncExitStack() as stack:
             if self._choice() == "websocket":
                 try:
                     yield await self._websocket(stack, target)
                     return
                 except NotOpened:
+                    self._doubt()
                     if not self._is_undecided():
                         raise
             self.transport = "sse"
@@ -189,7 +232,14 @@ class Connection:
         self.transport = "websocket"
         wire = await stack.enter_async_context(websocket(target))
         _websockets_pass[self._host] = True
+        self._unopened = 0
         return wire
+
+    def _doubt(self) -> None:
+        """What was learnt before is void where too many did not open."""
+        self._unopened += 1
+        if self._unopened >= DOUBTFUL and self._options.transport == "auto":
+            _websockets_pass.pop(self._host, None)
 
     async def _talk(self, wire: Wire) -> None:
         """Send and receive until one of them ends, which raises `Closed`."""
@@ -218,6 +268,7 @@ class Connection:
                 self._owner.event(refused)
             elif wire.acknowledges:
                 self._owner.settled(command["event_id"])
+            self._outgoing.task_done()
 
     def _comes_back(self, closed: Closed) -> bool:
         fresh_token = closed.code == CloseCode.UNAUTHENTICATED and callable(self._options.token)

@@ -41,6 +41,13 @@ class QueueFull(RealtimeError):
         super().__init__("queue_full", f"{limit} commands wait for the server already")
 
 
+class MessageTooLarge(RealtimeError):
+    """A command is larger than the server takes: it was not sent."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__("message_too_large", f"the command has {size} bytes; the limit is {limit}")
+
+
 class SessionClosed(RealtimeError):
     """The session's connection has ended for good. `close_code` says why, by the protocol's table of close codes."""
 

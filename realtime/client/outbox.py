@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from realtime.client.errors import QueueFull
+import msgspec
+
+from realtime.client.errors import MessageTooLarge, QueueFull
 from realtime.client.events import Fields
 
 CONNECTION_COMMANDS = frozenset({"ping", "auth.refresh"})
@@ -10,10 +12,11 @@ CONNECTION_COMMANDS = frozenset({"ping", "auth.refresh"})
 
 
 class Outbox:
-    """Keeps at most `limit` of them."""
+    """Keeps at most `limit` of them, of at most `max_bytes` each."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_bytes: int) -> None:
         self._limit = limit
+        self._max_bytes = max_bytes
         self._commands: dict[str, Fields] = {}
 
     @property
@@ -22,7 +25,10 @@ class Outbox:
         return list(self._commands.values())
 
     def add(self, command: Fields) -> None:
-        """Keep a command until it is answered. Raises `QueueFull`."""
+        """Keep a command until it is answered. Raises `QueueFull` and `MessageTooLarge`."""
+        size = len(msgspec.json.encode(command))
+        if size > self._max_bytes:
+            raise MessageTooLarge(size, self._max_bytes)
         if command["type"] in CONNECTION_COMMANDS:
             return
         if len(self._commands) >= self._limit:

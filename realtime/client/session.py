@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from realtime.client.outbox import Outbox
 from realtime.client.refusals import Refused
 from realtime.client.state import Answer, History, State, Task
 from realtime.client.streams import EventQueue, ResponseStream, TaskStream
-from realtime.client.wire import LOST, Closed, Left
+from realtime.client.wire import LOST, Closed, Left, checked_url
 from realtime.protocol import (
     ClientMessage,
     CloseCode,
@@ -36,6 +36,8 @@ from realtime.protocol import (
 
 MAX_UNANSWERED = 1000
 """The server remembers so many command ids: to repeat an older command could carry it out twice."""
+MAX_MESSAGE_BYTES = 65_536
+"""What a server takes that was not told otherwise."""
 
 Lost = Callable[[int, str, float], None]
 
@@ -50,30 +52,39 @@ async def connect(
     transport: Transport = "auto",
     delta_interval_ms: int = 0,
     max_unanswered: int = MAX_UNANSWERED,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
     open_timeout_s: float | None = 20.0,
     on_lost: Lost | None = None,
 ) -> AsyncIterator[Session]:
     """A session that is kept connected until the block ends; it lives on at the server.
+
+    What was sent over an open connection still goes out at the end of the block, for 2 s at most; who is cancelled
+    meanwhile does not wait for it.
 
     The block begins before it is attached, so that no event is missed: commands wait for that, and `Session.opened`
     does. `url` is the server's address, or its WebSocket endpoint. `session_id` is the session to go on with; without
     it a new one is made. `token` is a bearer token, or a function, perhaps a coroutine's, that gets a fresh one: it is
     called for each connection, and before a token expires. `history` says whether a first attach replays the session.
     By `transport` "auto" it is server-sent events where WebSockets are blocked. `delta_interval_ms` is the shortest
-    time between two messages of one answer. `max_unanswered` commands may wait for an answer, 1000 at most. A server
-    that can't be reached for `open_timeout_s` ends the session; `None`: never. `on_lost` is called with code, reason
-    and seconds whenever the connection is lost and will be back.
+    time between two messages of one answer. `max_unanswered` commands may wait for an answer, 1000 at most, each of at
+    most `max_message_bytes` as JSON, which is what the server takes. A server that can't be reached for
+    `open_timeout_s` ends the session; `None`: never. `on_lost` is called with code, reason and seconds whenever the
+    connection is lost and will be back. Raises `ValueError` for a `url` that can't be one. What `token` raised, or what
+    the client failed of, is the cause of `SessionClosed`.
     """
-    options = Options(url=url, token=token, transport=transport, delta_interval_ms=delta_interval_ms)
-    session = Session(options, session_id, history, min(max_unanswered, MAX_UNANSWERED), on_lost)
+    options = Options(url=checked_url(url), token=token, transport=transport, delta_interval_ms=delta_interval_ms)
+    outbox = Outbox(min(max_unanswered, MAX_UNANSWERED), max_message_bytes)
+    session = Session(options, session_id, history, outbox, on_lost)
     keeping = asyncio.create_task(session._keep(open_timeout_s))
     try:
         yield session
     finally:
         session.close()
-        keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeping
+        try:
+            await asyncio.wait({keeping})
+        finally:
+            keeping.cancel()
+        keeping.result()
 
 
 class Session:
@@ -81,10 +92,10 @@ class Session:
     1000 closes it the loop raises `SessionClosed`."""
 
     def __init__(
-        self, options: Options, session_id: str | None, history: History, max_unanswered: int, on_lost: Lost | None
+        self, options: Options, session_id: str | None, history: History, outbox: Outbox, on_lost: Lost | None
     ) -> None:
         self._state = State(session_id, history)
-        self._outbox = Outbox(max_unanswered)
+        self._outbox = outbox
         self._connection = Connection(options, _Ear(self))
         self._on_lost = on_lost
         self._streams: dict[str, ResponseStream | TaskStream] = {}
@@ -104,7 +115,7 @@ class Session:
     @property
     def state(self) -> ConnectionState:
         """How the connection stands."""
-        return self._connection.state
+        return "closed" if self._closed is not None else self._connection.state
 
     @property
     def transport(self) -> TransportName | None:
@@ -146,7 +157,7 @@ class Session:
         """Send a command now, or after the reconnect; it is carried out once either way.
 
         Returns its `event_id`, which its effects name as `for_event_id`. Raises `QueueFull` where too many wait
-        already, and `SessionClosed`.
+        already, `MessageTooLarge`, and `SessionClosed`.
         """
         if self._closed is not None:
             raise self._closed
@@ -228,7 +239,7 @@ class Session:
         self._connection.leave(Closed(LOST, "dropped", reconnect_in_s=reconnect_in_s))
 
     def close(self) -> None:
-        """Leave the session for good; the end of `connect`'s block does that. Idempotent."""
+        """Leave the session for good, after what was sent; the end of `connect`'s block does that. Idempotent."""
         left = Left(CloseCode.NORMAL, "left")
         self._end(left)
         self._connection.leave(left)
@@ -250,13 +261,18 @@ class Session:
             self._giving_up = asyncio.get_running_loop().call_later(open_timeout_s, self._give_up)
         try:
             closed = await self._connection.run()
+        except Exception as error:
+            closed.__cause__ = error
+            raise
         finally:
             self._end(closed)
             for task in self._background:
                 task.cancel()
 
     def _give_up(self) -> None:
-        self._connection.leave(Left(self._last_loss.code, self._last_loss.reason))
+        left = Left(self._last_loss.code, self._last_loss.reason)
+        left.__cause__ = self._last_loss.__cause__
+        self._connection.leave(left)
 
     def _receive(self, event: Fields) -> None:
         if not self._state.advance(event):
@@ -324,6 +340,7 @@ class Session:
         if self._closed is not None:
             return
         self._closed = SessionClosed(closed.code, closed.reason)
+        self._closed.__cause__ = closed.__cause__
         for stream in self._streams.values():
             stream._fail(self._closed)
         for queue in self._queues:

@@ -19,8 +19,17 @@ SILENCE_S = 45.0
 """A connection on which nothing came for so long is dead."""
 
 
+def checked_url(url: str) -> str:
+    """The same. Raises `ValueError` for what can't be a server's address."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https", "ws", "wss"} or not parts.hostname or parts.port == 0:
+        raise ValueError(f"not the address of a server by http, https, ws or wss: {url!r}")
+    return url
+
+
 class Closed(Exception):
-    """The connection has ended, by a close code or what would be one. `reconnect_in_s` is when to come back."""
+    """The connection has ended, by a close code or what would be one. `reconnect_in_s` is when to come back; its
+    `__cause__`, if any, is the application's own failure."""
 
     def __init__(self, code: int, reason: str = "", *, reconnect_in_s: float | None = None) -> None:
         super().__init__(f"{code} {reason}")
@@ -62,7 +71,7 @@ class Target(Struct, frozen=True, kw_only=True):
     def _address(self, scheme: str, path: str) -> str:
         parts = urlsplit(self.url)
         secure = parts.scheme in {"https", "wss"}
-        base = parts.path.removesuffix(ENDPOINT).rstrip("/")
+        base = parts.path.rstrip("/").removesuffix(ENDPOINT).rstrip("/")
         return urlunsplit((scheme + "s" * secure, parts.netloc, base + path, "", ""))
 
 

@@ -17,6 +17,8 @@ export class Speaker {
   #isWhole = false;
   /** What was said before `stop()` still tells of its end. */
   #turn = 0;
+  /** Chromium tells nothing of the end of one that nobody holds. @type {Set<SpeechSynthesisUtterance>} */
+  #utterances = new Set();
 
   /**
    * @param {(responseId: string, chars: number | undefined) => void} heard how far the listener has heard an answer;
@@ -73,6 +75,7 @@ export class Speaker {
     this.#responseId = undefined;
     this.#queued = this.#waiting = 0;
     this.#isWhole = false;
+    this.#utterances.clear();
     if (Speaker.isThere) speechSynthesis.cancel();
   }
 
@@ -83,6 +86,7 @@ export class Speaker {
     // A boundary is where a word begins: what stands before it was heard.
     utterance.onboundary = ({ charIndex }) => { if (turn === this.#turn) this.#heard(responseId, start + charIndex); };
     utterance.onend = () => {
+      this.#utterances.delete(utterance);
       if (turn !== this.#turn) return;
       this.#heard(responseId, start + piece.length);
       this.#waiting -= 1;
@@ -90,6 +94,7 @@ export class Speaker {
     };
     utterance.onerror = () => { if (turn === this.#turn) this.#failed(); };
     this.#waiting += 1;
+    this.#utterances.add(utterance);
     speechSynthesis.speak(utterance);
   }
 
@@ -136,7 +141,7 @@ export class Microphone {
     const recognition = new Microphone.#kind();
     recognition.continuous = recognition.interimResults = true;
     recognition.lang = navigator.language;
-    recognition.onresult = (/** @type {any} */ event) => this.#result(event.results[event.results.length - 1]);
+    recognition.onresult = (/** @type {any} */ event) => this.#results(event);
     recognition.onerror = (/** @type {any} */ event) => this.#end(event.error);
     recognition.onend = () => this.#end();
     this.#recognition = recognition;
@@ -148,14 +153,21 @@ export class Microphone {
     this.#end();
   }
 
-  /** @param {any} result */
-  #result(result) {
-    if (!this.on) return;
-    const text = result[0].transcript.trim();
-    if (!text) return;
+  /** Several may have changed at once: sentences that are over, and what is still being said. @param {any} event */
+  #results({ results, resultIndex }) {
+    const changed = Array.from(results).slice(resultIndex);
+    for (const isFinal of [true, false]) {
+      const pieces = changed.filter((one) => one.isFinal === isFinal).map(([{ transcript }]) => transcript.trim());
+      this.#heard(pieces.filter(Boolean).join(" "), isFinal);
+    }
+  }
+
+  /** @param {string} text @param {boolean} isFinal */
+  #heard(text, isFinal) {
+    if (!this.on || !text) return;
     if (!this.#isSpeaking) this.#listener.started();
-    this.#isSpeaking = !result.isFinal;
-    this.#listener.heard(text, result.isFinal);
+    this.#isSpeaking = !isFinal;
+    this.#listener.heard(text, isFinal);
   }
 
   /** @param {string} [error] */

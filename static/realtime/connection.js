@@ -1,11 +1,10 @@
 /** Keeps a connection open until it is told otherwise: chooses the transport, comes back, knows when not to. */
 
 import { EventStreamTransport } from "./event_stream.js";
-import { Pace } from "./pace.js";
+import { Sender } from "./sender.js";
 import { WebSocketTransport } from "./websocket.js";
 
 /** @typedef {import("./websocket.js").Target} Target */
-/** @typedef {import("./websocket.js").Transport} Transport */
 /** @typedef {"idle" | "connecting" | "open" | "waiting" | "closed"} State */
 
 /**
@@ -14,7 +13,7 @@ import { WebSocketTransport } from "./websocket.js";
  * @property {() => Pick<Target, "sessionId" | "query">} resumption where the next connection goes on
  * @property {(event: any) => void} event
  * @property {(eventId: string) => void} settled
- * @property {(code: number, reason: string, reconnectInMs: number) => void} lost it will be back
+ * @property {(code: number, reason: string, reconnectInMs: number, cause: unknown) => void} lost it will be back
  * @property {(code: number, reason: string) => void} ended it won't
  */
 
@@ -31,6 +30,8 @@ const STEADY_MS = 5_000;
 const HEARTBEAT_MS = 15_000;
 /** A WebSocket that takes longer to open is taken to be blocked. */
 const OPEN_MS = 10_000;
+/** After so many in a row that did not open, it is asked anew whether WebSockets get through. */
+const DOUBTFUL = 3;
 /** What may stand in the name of a subprotocol. */
 const TOKEN = /^[\w.~+-]+$/;
 
@@ -47,16 +48,20 @@ export class Connection {
 
   #options;
   #owner;
-  /** @type {Transport | null} */
-  #wire = null;
+  /** @type {Sender | null} */
+  #sender = null;
   /** Counts connections: what one of an earlier turn still tells is void. */
   #turn = 0;
-  /** Commands that wait for their turn on this connection. @type {Record<string, any>[]} */
-  #outgoing = [];
-  #pace = new Pace();
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #flushing;
   #failures = 0;
+  /** WebSockets in a row that did not open. */
+  #unopened = 0;
+  /** What getting a token failed with. @type {unknown} */
+  #tokenError;
+  /** What this connection was opened with. @type {string | undefined} */
+  #shown;
+  /** A token for the next connection. @type {string | undefined} */
+  #fresh;
+  #online = () => this.open();
   #openedAt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
@@ -72,12 +77,14 @@ export class Connection {
   /** The endpoint; what is given may be the server's address. */
   get url() {
     const url = new URL(this.#options.url ?? ENDPOINT, globalThis.location?.href);
-    if (!url.pathname.endsWith(ENDPOINT)) url.pathname = url.pathname.replace(/\/$/, "") + ENDPOINT;
+    const path = url.pathname.replace(/\/+$/, "");
+    url.pathname = path.endsWith(ENDPOINT) ? path : path + ENDPOINT;
     return url;
   }
 
   /** Opens one by whatever gets through. */
   open() {
+    this.#stopWaiting();
     const { transport = "auto" } = this.#options;
     const isBlocked = webSocketsPass.get(this.url.host) === false || !globalThis.WebSocket;
     this.#open(transport === "auto" ? (isBlocked ? "sse" : "websocket") : transport);
@@ -85,7 +92,7 @@ export class Connection {
 
   /** The first event is here: from now on commands go out. False where it was left meanwhile. */
   attached() {
-    if (!this.#wire) return false;
+    if (!this.#sender) return false;
     this.state = "open";
     this.#openedAt = Date.now();
     if (this.transport === "sse" && this.#isUndecided()) webSocketsPass.set(this.url.host, false);
@@ -94,25 +101,37 @@ export class Connection {
 
   /** Does nothing while there is none. @param {Record<string, any>} command */
   send(command) {
-    if (this.state !== "open") return;
-    this.#outgoing.push(command);
-    if (this.#outgoing.length === 1) this.#flush();
+    if (this.state === "open") this.#sender?.send(command);
   }
 
   /** No token where getting one fails, or it is none: the server then refuses, and the next try asks again. */
   async token() {
     const { token } = this.#options;
-    const given = typeof token === "function" ? await Promise.resolve().then(token).catch(() => undefined) : token;
+    const given = typeof token === "function" ? await this.#ask(token) : token;
     return given && TOKEN.test(given) ? given : undefined;
+  }
+
+  /** @param {() => string | Promise<string>} token */
+  async #ask(token) {
+    this.#tokenError = undefined;
+    try {
+      return await token();
+    } catch (error) {
+      this.#tokenError = error;
+      return undefined;
+    }
   }
 
   /** Replaces a token that will expire, if there is a way to get another. An open stream can be shown none: the next is. */
   async refresh() {
     if (typeof this.#options.token !== "function") return;
-    if (this.transport === "sse") return this.lose(LOST, "new token");
     const turn = this.#turn;
     const token = await this.token();
-    if (token && turn === this.#turn && this.state === "open") this.#wire?.send({ type: "auth.refresh", token });
+    if (!token || turn !== this.#turn) return;
+    if (this.transport === "websocket") return this.send({ type: "auth.refresh", token });
+    if (token === this.#shown) return; // there is no other yet
+    this.#fresh = token;
+    this.lose(LOST, "new token", 0);
   }
 
   /** Leaves after so many milliseconds, and comes back at once. @param {number} delayMs @param {string} reason */
@@ -132,10 +151,20 @@ export class Connection {
     const delayMs = reconnectInMs ?? this.#delay(code);
     this.state = "waiting";
     this.#timer = setTimeout(() => this.open(), delayMs);
-    this.#owner.lost(code, reason, delayMs);
+    // Where the network was away it is worth no waiting any more. Node tells nothing of it.
+    if (code !== LIMITED) globalThis.addEventListener?.("online", this.#online);
+    this.#owner.lost(code, reason, delayMs, code === TOKEN_REFUSED ? this.#tokenError : undefined);
   }
 
-  /** Leaves for good. @param {number} code @param {string} reason */
+  /** Leaves for good, after what was sent. */
+  leave() {
+    const sender = this.state === "open" ? this.#sender : null;
+    if (sender) this.#sender = null; // not to be cut
+    this.end(1000, "left");
+    sender?.leave();
+  }
+
+  /** It is over, at once. @param {number} code @param {string} reason */
   end(code, reason) {
     this.#detach();
     this.state = "closed";
@@ -148,27 +177,29 @@ export class Connection {
     this.state = "connecting";
     this.transport = transport;
     this.#heartbeat = { timer: setInterval(() => this.#beat(), HEARTBEAT_MS), silentFor: 0 };
-    const token = await this.token();
+    const token = this.#fresh ?? (await this.token());
     if (turn !== this.#turn) return;
+    this.#fresh = undefined;
+    this.#shown = token;
     const target = { url: this.url, token, ...this.#owner.resumption() };
     try {
-      if (transport === "sse") this.#wire = new EventStreamTransport(target, this.#listener(turn));
-      else this.#openWebSocket(target, turn);
+      const listener = transport === "sse" ? this.#listener(turn) : this.#webSocketListener(turn);
+      this.#sender = new Sender(new (transport === "sse" ? EventStreamTransport : WebSocketTransport)(target, listener));
     } catch {
       this.#failed(LOST, "could not be opened"); // a page may be forbidden to make one
     }
   }
 
-  /** @param {Target} target @param {number} turn */
-  #openWebSocket(target, turn) {
-    const listener = this.#listener(turn);
+  /** @param {number} turn @returns {import("./websocket.js").Listener} */
+  #webSocketListener(turn) {
     let opened = false;
-    this.#timer = setTimeout(() => listener.closed(LOST, "did not open"), OPEN_MS);
-    this.#wire = new WebSocketTransport(target, {
-      ...listener,
+    this.#timer = setTimeout(() => this.#failed(LOST, "did not open"), OPEN_MS);
+    return {
+      ...this.#listener(turn),
       opened: () => {
         if (turn !== this.#turn) return;
         opened = true;
+        this.#unopened = 0;
         clearTimeout(this.#timer);
         webSocketsPass.set(this.url.host, true);
       },
@@ -177,19 +208,7 @@ export class Connection {
         if (opened || code !== LOST) this.lose(code, reason);
         else this.#failed(code, reason);
       },
-    });
-  }
-
-  /** Sends what waits, no faster than a server takes it. */
-  #flush() {
-    for (let command; (command = this.#outgoing[0]); this.#outgoing.shift()) {
-      const waitMs = this.#pace.take();
-      if (waitMs) {
-        this.#flushing = setTimeout(() => this.#flush(), waitMs);
-        return;
-      }
-      this.#wire?.send(command);
-    }
+    };
   }
 
   /** @param {number} turn @returns {import("./websocket.js").Listener} */
@@ -209,19 +228,25 @@ export class Connection {
    * @param {number} code @param {string} reason
    */
   #failed(code, reason) {
+    this.#unopened += 1;
+    if (this.#unopened >= DOUBTFUL && this.#isAuto) webSocketsPass.delete(this.url.host);
     if (!this.#isUndecided()) return this.lose(code, reason);
     this.#detach();
     return this.#open("sse");
   }
 
+  get #isAuto() {
+    return (this.#options.transport ?? "auto") === "auto";
+  }
+
   #isUndecided() {
-    return (this.#options.transport ?? "auto") === "auto" && !webSocketsPass.has(this.url.host);
+    return this.#isAuto && !webSocketsPass.has(this.url.host);
   }
 
   /** A page can't send WebSocket pings, and sees a dead peer only after minutes: hence a ping of our own. */
   #beat() {
     this.#heartbeat.silentFor += 1;
-    if (this.#heartbeat.silentFor > 2) return this.lose(LOST, "silent");
+    if (this.#heartbeat.silentFor > 2) return this.lose(LOST, this.#sender ? "silent" : "no token");
     // An event stream has comments of its own.
     if (this.#heartbeat.silentFor === 2 && this.transport === "websocket") this.send({ type: "ping" });
   }
@@ -241,12 +266,13 @@ export class Connection {
   /** Forgets the transport at once: a dead one's close handshake would take a minute. */
   #detach() {
     this.#turn += 1;
-    clearTimeout(this.#timer);
-    clearTimeout(this.#flushing);
+    this.#stopWaiting();
     clearInterval(this.#heartbeat.timer);
-    this.#outgoing = [];
-    this.#pace = new Pace();
-    this.#wire?.close();
-    this.#wire = null;
+    this.#sender?.close();
+    this.#sender = null;
+  }
+  #stopWaiting() {
+    clearTimeout(this.#timer);
+    globalThis.removeEventListener?.("online", this.#online);
   }
 }

@@ -18,6 +18,11 @@ export class QueueFull extends RealtimeError {
     /** @param {number} limit */
     constructor(limit: number);
 }
+/** A command is larger than the server takes: it was not sent. */
+export class MessageTooLarge extends RealtimeError {
+    /** @param {number} bytes @param {number} limit */
+    constructor(bytes: number, limit: number);
+}
 /** The session's connection has ended for good. `closeCode` says why, as section "Close codes" of the protocol has it. */
 export class SessionClosed extends RealtimeError {
     /** @param {number} closeCode @param {string} reason */

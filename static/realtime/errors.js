@@ -19,6 +19,14 @@ export class QueueFull extends RealtimeError {
   }
 }
 
+/** A command is larger than the server takes: it was not sent. */
+export class MessageTooLarge extends RealtimeError {
+  /** @param {number} bytes @param {number} limit */
+  constructor(bytes, limit) {
+    super({ code: "message_too_large", message: `the command has ${bytes} bytes; the limit is ${limit}` });
+  }
+}
+
 /** The session's connection has ended for good. `closeCode` says why, as section "Close codes" of the protocol has it. */
 export class SessionClosed extends RealtimeError {
   /** @param {number} closeCode @param {string} reason */

@@ -8,6 +8,8 @@
 /** @typedef {import("./websocket.js").Transport} Transport */
 
 const LOST = 1006;
+/** A command that has no answer for so long is lost. */
+const ANSWER_MS = 45_000;
 const TOKEN_REFUSED = 4401;
 const OVERLOADED = 1013;
 const DELETED = 4410;
@@ -43,7 +45,12 @@ export class EventStreamTransport {
 
   /** @param {Record<string, any>} command */
   send(command) {
-    this.#posts = this.#posts.then(() => this.#post(command)).catch(() => this.#closed(LOST, "lost"));
+    this.#posts = this.#posts.then(() => this.#inTime(this.#post(command))).catch(() => this.#closed(LOST, "lost"));
+  }
+
+  /** Each command is answered. */
+  sent() {
+    return this.#posts;
   }
 
   close() {
@@ -123,6 +130,12 @@ export class EventStreamTransport {
     const error = await errorIn(answer);
     if (error) this.#listener.event({ type: "error", error: { ...error, fatal: true } });
     this.#closed(CODE_OF_STATUS[answer.status] ?? OVERLOADED, error?.code ?? `HTTP ${answer.status}`);
+  }
+
+  /** One that is never answered would hold up all that follow. @param {Promise<void>} posting */
+  async #inTime(posting) {
+    const timer = setTimeout(() => this.#closed(LOST, "no answer"), ANSWER_MS);
+    await posting.finally(() => clearTimeout(timer));
   }
 
   /** @param {Record<string, any>} command */

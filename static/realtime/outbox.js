@@ -1,6 +1,6 @@
 /** The commands that nobody has answered yet. No I/O: what it holds is sent again by whoever opens the next connection. */
 
-import { QueueFull } from "./errors.js";
+import { MessageTooLarge, QueueFull } from "./errors.js";
 
 /** Commands about one connection: void on the next one. */
 const CONNECTION_COMMANDS = new Set(["ping", "auth.refresh"]);
@@ -14,10 +14,12 @@ export class Outbox {
   /** @type {Map<string, Command>} */
   #commands = new Map();
   #limit;
+  #maxBytes;
 
-  /** @param {number} limit */
-  constructor(limit) {
+  /** @param {number} limit @param {number} maxBytes of each, as JSON in UTF-8 */
+  constructor(limit, maxBytes) {
     this.#limit = limit;
+    this.#maxBytes = maxBytes;
   }
 
   /** Those that wait, in their order. */
@@ -25,8 +27,10 @@ export class Outbox {
     return [...this.#commands.values()];
   }
 
-  /** Keeps a command until it is answered. Throws `QueueFull`. @param {Command} command */
+  /** Keeps a command until it is answered. Throws `QueueFull` and `MessageTooLarge`. @param {Command} command */
   add(command) {
+    const { length } = new TextEncoder().encode(JSON.stringify(command));
+    if (length > this.#maxBytes) throw new MessageTooLarge(length, this.#maxBytes);
     if (CONNECTION_COMMANDS.has(command.type)) return;
     if (this.#commands.size >= this.#limit) throw new QueueFull(this.#limit);
     this.#commands.set(command.event_id, command);
@@ -35,6 +39,11 @@ export class Outbox {
   /** @param {string | undefined} eventId */
   settle(eventId) {
     if (eventId) this.#commands.delete(eventId);
+  }
+
+  /** Nothing is to be sent any more. */
+  clear() {
+    this.#commands.clear();
   }
 
   /** To cancel what has ended is answered by nothing; but to truncate it is. @param {string} channel */

@@ -18,6 +18,7 @@
 /**
  * @typedef {object} Transport
  * @property {(command: Record<string, any>) => void} send
+ * @property {() => Promise<unknown>} sent once what was given to `send` needs this page no more
  * @property {() => void} close
  */
 
@@ -49,6 +50,9 @@ export class WebSocketTransport {
   send(command) {
     this.#socket.send(JSON.stringify(command));
   }
+
+  /** A WebSocket closes after what it was given. */
+  async sent() {}
 
   close() {
     this.#socket.close();

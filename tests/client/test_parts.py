@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from realtime.client.backoff import Backoff
-from realtime.client.errors import QueueFull
+from realtime.client.errors import MessageTooLarge, QueueFull
 from realtime.client.events import UnknownEvent, typed
 from realtime.client.outbox import Outbox
 from realtime.client.refusals import end_of_stream, refusal
 from realtime.client.state import State
 from realtime.client.streams import EventQueue
-from realtime.client.wire import Target
+from realtime.client.wire import Target, checked_url
 from realtime.protocol import OutputTextDelta, Pong
 
 
@@ -93,7 +93,7 @@ async def _all(queue: EventQueue) -> Any:
 
 def test_commands_wait_in_their_order_up_to_a_limit() -> None:
     """What is about one connection alone does not wait; a cancel is done with once its response is."""
-    outbox = Outbox(2)
+    outbox = Outbox(2, 200)
     outbox.add({"type": "ping", "event_id": "1"})
     outbox.add({"type": "response.cancel", "response_id": "resp_1", "event_id": "2"})
     outbox.add({"type": "response.cancel", "response_id": "resp_1", "heard_chars": 3, "event_id": "3"})
@@ -101,6 +101,15 @@ def test_commands_wait_in_their_order_up_to_a_limit() -> None:
         outbox.add({"type": "session.update", "event_id": "4"})
     outbox.settle_cancels("resp_1")
     assert [command["event_id"] for command in outbox.waiting] == ["3"]
+
+
+def test_a_command_that_is_too_large_is_not_kept() -> None:
+    """By its bytes, not its characters."""
+    outbox = Outbox(2, 80)
+    outbox.add({"type": "response.create", "input": "e" * 20, "event_id": "1"})
+    with pytest.raises(MessageTooLarge):
+        outbox.add({"type": "response.create", "input": "é" * 20, "event_id": "2"})
+    assert [command["event_id"] for command in outbox.waiting] == ["1"]
 
 
 # --- coming back -----------------------------------------------------------------------------------------------------
@@ -125,6 +134,10 @@ def test_waits_double_with_jitter_until_a_connection_holds(monkeypatch: pytest.M
             "wss://h/ai/v1/realtime",
             ("wss://h/ai/v1/realtime?session_id=s&after=session%3A1", "https://h/ai/v1/sessions"),
         ),
+        (
+            "wss://h/v1/realtime/",
+            ("wss://h/v1/realtime?session_id=s&after=session%3A1", "https://h/v1/sessions"),
+        ),
         ("https://h/ai/", ("wss://h/ai/v1/realtime?session_id=s&after=session%3A1", "https://h/ai/v1/sessions")),
     ],
 )
@@ -132,6 +145,13 @@ def test_an_address_may_be_the_server_s_or_its_endpoint(url: str, expected: tupl
     """Also below a path."""
     target = Target(url=url, session_id="s", query={"after": "session:1"}, token=None)
     assert (target.websocket(), target.http("sessions")) == expected
+
+
+@pytest.mark.parametrize("url", ["", "h:1", "localhost:8000", "ftp://h", "http://", "http://h:x", "http://h:99999"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    """Before a connection is tried."""
+    with pytest.raises(ValueError, match=r"address|[Pp]ort"):
+        checked_url(url)
 
 
 def test_what_is_not_the_server_s_answer_is_no_refusal() -> None:

@@ -217,6 +217,18 @@ async def no_more_waits_offline_than_was_allowed(site: Site) -> None:
 
 
 @case
+async def a_command_that_is_too_large_is_refused_by_itself(site: Site) -> None:
+    """By the client: the session lives on, and what the server just takes is carried out."""
+    session = await site.open()
+    with pytest.raises(Refused, match="message_too_large"):
+        await session.call("respond", "é" * 33_000, {})
+    answer = await session.call("respond", "e" * 65_000, {})
+    (await site.model.turn()).end("one")
+    assert await session.call("text", answer) == "one"
+    assert not session.told
+
+
+@case
 async def two_viewers_see_the_same(site: Site) -> None:
     """Who comes later, too; and each knows of the other."""
     first = await site.open()
@@ -318,6 +330,24 @@ async def an_interruption_reaches_an_answer_that_is_still_voiced(site: Site) -> 
     marker = await session.call("send", {"type": "session.update", "session": {}})
     await session.until("session.updated", for_event_id=marker)
     assert [e["type"] for e in session.transcript.events].count("conversation.item.truncated") == 1
+
+
+@case
+async def what_was_sent_goes_out_before_it_is_left(site: Site) -> None:
+    """However soon after; and more than may go out at once."""
+    session = await site.open()
+    answer = await session.call("respond", "Hello", GRACE)
+    await site.model.turn()
+    await session.until("response.in_progress")
+    async with site.other(session) as other:
+        item = {"role": "user", "content": "More"}
+        commands: list[dict[str, Any]] = [{"type": "conversation.item.create", "item": item}] * 45
+        commands += [{"type": "response.cancel", "response_id": answer}, {"type": "session.close"}]
+        await session.call("leave_with", commands)
+        assert (await session.call("show"))["state"] == "closed"
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await other.until("response.done"))["status"] == "cancelled"
+            await other.until("session.closed")
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------

@@ -178,6 +178,11 @@ class PythonSession(Driven):
     def _close(self) -> None:
         self.session.close()
 
+    def _leave_with(self, messages: list[Event]) -> None:
+        for message in messages:
+            self.session.send(message)
+        self.session.close()
+
     def _set_position(self, channel: str, position: int) -> None:
         self.session.positions[channel] = position
 

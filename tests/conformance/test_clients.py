@@ -87,3 +87,22 @@ async def test_a_server_that_is_away_is_no_reason_to_leave_websockets(client: st
             (await model.turn()).end("one")
             assert await session.call("text", answer) == "one"
             assert (await session.call("show"))["transport"] == "websocket"
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_where_websockets_do_not_open_any_more_events_are_streamed(client: str) -> None:
+    """After three in a row, though they got through before: the network may be another one."""
+    model = Model()
+    async with (
+        running_server(model) as server,
+        nginx(server.port, replacing=BLOCKED) as blocked,
+        TcpProxy("127.0.0.1", server.port) as proxy,
+        CLIENTS[client]() as open_session,
+    ):
+        session = await open_session(f"http://127.0.0.1:{proxy.port}")
+        await session.until_open()
+        proxy.target = "127.0.0.1", blocked.port
+        await session.call("drop", 0)
+        await session.until_open(2)
+        assert (await session.call("show"))["transport"] == "sse"
+        assert len(session.told) == 3

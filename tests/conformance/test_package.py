@@ -57,7 +57,7 @@ async def test_the_package_is_installed_and_imported(tmp_path: Path) -> None:
     assert {file["path"] for file in packed["files"]} == expected
     (folder / "package.json").write_text('{"type": "module"}')
     await run(npm, "install", tmp_path / packed["filename"], *NPM, cwd=folder)
-    names = "QueueFull,RealtimeError,RealtimeSession,ResponseStream,SessionClosed,TaskStream,newId"
+    names = "MessageTooLarge,QueueFull,RealtimeError,RealtimeSession,ResponseStream,SessionClosed,TaskStream,newId"
     assert (await run(program("node"), "-e", IMPORT, cwd=folder)).strip() == names
     (folder / "usage.ts").write_text(USAGE.read_text())
     await run(TSC, "--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "usage.ts", cwd=folder)

@@ -298,6 +298,18 @@ async def test_a_network_that_breaks_leaves_no_seam(context: BrowserContext) -> 
         assert paced.asked == ["Go on"]
 
 
+async def test_an_attempt_that_takes_long_is_told(context: BrowserContext) -> None:
+    """It does not go on promising to be back soon."""
+    async with running_server() as server, TcpProxy("127.0.0.1", server.port) as proxy, context:
+        page = await visit(context, f"http://127.0.0.1:{proxy.port}")
+        await expect(page.locator("#state")).to_have_text("Connected")
+        await proxy.blackhole()
+        await proxy.reset()
+        await expect(page.locator("#state")).to_have_text("Cut off, connecting again…")
+        await proxy.resume()
+        await expect(page.locator("#state")).to_have_text("Back")
+
+
 async def test_where_websockets_are_blocked_it_is_the_same(context: BrowserContext, allowed_errors: list[str]) -> None:
     """The page goes over to server-sent events by itself, says so, and resumes there without a seam as well."""
     allowed_errors.append("WebSocket connection to .* failed")

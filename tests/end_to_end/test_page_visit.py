@@ -30,7 +30,11 @@ globalThis.SpeechSynthesisUtterance = class { constructor(text) { this.text = te
 globalThis.SpeechRecognition = class {
   start() { globalThis.ear = this; }
   stop() { this.onend(); }
-  hear(transcript, isFinal) { this.onresult({ results: [Object.assign([{ transcript }], { isFinal })] }); }
+  hear(transcript, isFinal) { this.hearAll([transcript, isFinal]); }
+  hearAll(...heard) {
+    const results = heard.map(([transcript, isFinal]) => Object.assign([{ transcript }], { isFinal }));
+    this.onresult({ results: [null, ...results], resultIndex: 1 });
+  }
 };
 """
 """A voice and an ear that do what a test says: a headless browser has none."""
@@ -186,6 +190,7 @@ async def test_a_pasted_token_opens_the_page(context: BrowserContext, allowed_er
         page = await context.new_page()
         await page.goto(server.url)
         field = page.get_by_label("This server asks who you are")
+        await expect(field).to_be_focused()
         await field.fill("wrong")
         await field.press("Enter")
         await expect(page.locator("#notice")).to_have_text("The server does not accept this token.")
@@ -193,6 +198,7 @@ async def test_a_pasted_token_opens_the_page(context: BrowserContext, allowed_er
         await field.press("Enter")
         await expect(page.locator("body")).to_have_attribute("data-state", "open")
         await expect(field).to_be_hidden()
+        await expect(page.get_by_label("Message")).to_be_focused()
 
 
 async def test_a_note_streams_in_and_can_be_stopped(context: BrowserContext) -> None:
@@ -289,6 +295,19 @@ async def test_talking_interrupts_and_is_answered(context: BrowserContext) -> No
         await paced.let()
         await answered(page)
         assert paced.asked == ["Go on", "wait a moment"]
+
+
+async def test_what_is_heard_at_once_is_all_said(context: BrowserContext) -> None:
+    """Two sentences that end together are one message; what follows them stands in the field until it is whole."""
+    await context.add_init_script(VOICE)
+    async with running_server(echo) as server, context:
+        page = await visit(context, server.url)
+        await page.get_by_role("button", name="Talk").click()
+        await page.evaluate(
+            "ear.hearAll(['It hurts.', true], [' Since Monday.', true], [' And', false], [' now', false])"
+        )
+        await expect(page.locator(".user .text")).to_have_text("It hurts. Since Monday.")
+        await expect(page.get_by_label("Message")).to_have_value("And now")
 
 
 async def test_a_microphone_that_may_not_listen_is_told(context: BrowserContext) -> None:

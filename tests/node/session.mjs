@@ -12,9 +12,10 @@ const tell = (told) => process.stdout.write(`${JSON.stringify(told)}\n`);
 class Driven {
   streams = new Map();
 
-  constructor(name, { tokens, session_id, max_unanswered, ...options }) {
+  constructor(name, { tokens, session_id, max_unanswered, max_message_bytes, ...options }) {
     if (tokens) options.token = () => (tokens.length > 1 ? tokens.shift() : tokens[0]);
-    this.session = new RealtimeSession({ ...options, sessionId: session_id, maxUnanswered: max_unanswered });
+    const limits = { maxUnanswered: max_unanswered, maxMessageBytes: max_message_bytes };
+    this.session = new RealtimeSession({ ...options, ...limits, sessionId: session_id });
     this.session.addEventListener("disconnect", ({ detail }) => tell({ session: name, told: "disconnect", ...detail }));
     this.#follow(name);
     this.session.connect();
@@ -56,6 +57,12 @@ class Driven {
   send(message) { return this.session.send(message); }
   drop(seconds) { this.session.drop(seconds * 1000); }
   close() { this.session.close(); }
+
+  leave_with(messages) {
+    for (const message of messages) this.session.send(message);
+    this.session.close();
+  }
+
   set_position(channel, position) { this.session.positions.set(channel, position); }
 
   show() {

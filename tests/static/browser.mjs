@@ -12,7 +12,9 @@ globalThis.CustomEvent ??= class CustomEvent extends Event {
 };
 
 // Here, as an import would come before what is put in its place above.
-export const { QueueFull, RealtimeError, RealtimeSession, SessionClosed, newId } = await import("../../static/realtime.js");
+export const {
+  MessageTooLarge, QueueFull, RealtimeError, RealtimeSession, SessionClosed, newId,
+} = await import("../../static/realtime.js");
 
 /** A WebSocket whose other end is the test. */
 class FakeSocket {

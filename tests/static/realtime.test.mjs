@@ -3,7 +3,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { QueueFull, RealtimeError, RealtimeSession, SessionClosed, browserFor, listen, newId, settle } from "./browser.mjs";
+import {
+  MessageTooLarge, QueueFull, RealtimeError, RealtimeSession, SessionClosed, browserFor, listen, newId, settle,
+} from "./browser.mjs";
 
 /** A session that is attached. */
 async function attached(browser, options = {}) {
@@ -425,6 +427,27 @@ test("a token that can't be replaced is not sent again", async (t) => {
   assert.deepEqual(browser.sockets[0].sent, []);
 });
 
+test("why there was no token is told with the loss", async (t) => {
+  const browser = browserFor(t);
+  const session = new RealtimeSession({ token: () => { throw new Error("offline"); } });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await settle();
+  browser.sockets[0].lose(4401);
+  assert.equal(told[0][1].cause?.message, "offline");
+});
+
+test("a token that never comes is not waited for without end", async (t) => {
+  const browser = browserFor(t);
+  let asked = 0;
+  const session = new RealtimeSession({ token: () => { asked += 1; return new Promise(() => {}); } });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await browser.clock.pass(46_000);
+  assert.equal(told[0][1].reason, "no token");
+  assert.equal(asked, 2);
+});
+
 test("a token that can't be had is asked for again", async (t) => {
   const browser = browserFor(t);
   let asked = 0;
@@ -457,6 +480,33 @@ test("a connection that never opens is given up", async (t) => {
   await browser.clock.pass(10_200);
   assert.equal(browser.sockets[0].closed, true);
   assert.equal(browser.sockets.length, 2);
+});
+
+test("once the network is back it is worth no more waiting", async (t) => {
+  const browser = browserFor(t);
+  const network = new EventTarget();
+  for (const name of ["addEventListener", "removeEventListener"]) {
+    globalThis[name] = network[name].bind(network);
+    t.after(() => delete globalThis[name]);
+  }
+  const session = await attached(browser);
+  browser.sockets[0].lose(1006);
+  network.dispatchEvent(new Event("online"));
+  await settle();
+  assert.equal(browser.sockets.length, 2);
+  browser.sockets[1].attach();
+  network.dispatchEvent(new Event("online"));
+  session.close();
+  network.dispatchEvent(new Event("online"));
+  await browser.clock.pass(60_000);
+  assert.equal(browser.sockets.length, 2);
+});
+
+test("an address may end with a slash", async (t) => {
+  const browser = browserFor(t);
+  new RealtimeSession({ url: "http://127.0.0.1:1/ai/v1/realtime/" }).connect();
+  await settle();
+  assert.equal(browser.sockets[0].url.pathname, "/ai/v1/realtime");
 });
 
 test("dropped, it comes back when told, and hears nothing of the old connection", async (t) => {
@@ -648,6 +698,41 @@ test("a cancel that also truncates has an effect of its own, and waits for it", 
   await browser.clock.pass(1_000);
   browser.sockets[1].attach();
   assert.equal(browser.sockets[1].sent[0].heard_chars, 3);
+});
+
+test("what was told to be over is not carried out by a later connection", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const lost = session.respond("pay");
+  browser.sockets[0].lose(1009);
+  await assert.rejects(lost.done(), SessionClosed);
+  session.connect();
+  await settle();
+  browser.sockets[1].attach();
+  session.respond("pay again");
+  assert.deepEqual(browser.sockets[1].sent.map(({ input }) => input), ["pay again"]);
+});
+
+test("what was sent before it is closed goes out first, for two seconds at most", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  for (let number = 0; number < 200; number += 1) session.send({ type: "session.update", session: {} });
+  session.close();
+  assert.equal(session.state, "closed");
+  await browser.clock.pass(1_000);
+  const sent = browser.sockets[0].sent.length;
+  assert.ok(sent > 60 && !browser.sockets[0].closed, String(sent));
+  await browser.clock.pass(1_000);
+  assert.equal(browser.sockets[0].closed, true);
+  assert.equal(browser.clock.timers.size, 0);
+});
+
+test("a command that no server would take is refused at once, by its bytes", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser, { maxMessageBytes: 300 });
+  session.respond("x".repeat(60));
+  assert.throws(() => session.respond("é".repeat(120)), (error) => error instanceof MessageTooLarge && error.code === "message_too_large");
+  assert.deepEqual(browser.sockets[0].sent.map(({ input }) => input), ["x".repeat(60)]);
 });
 
 test("no more commands wait than the server remembers: one more is refused", async (t) => {
@@ -855,6 +940,22 @@ test("a WebSocket that can't be opened is replaced at once, for the whole page",
   assert.equal(browser.requests.length, 5);
 });
 
+test("a WebSocket that nobody answers is replaced as one that is refused", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const session = new RealtimeSession();
+  const told = listen(session, "open", "disconnect");
+  session.connect();
+  await settle();
+  await browser.clock.pass(10_000);
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  assert.deepEqual(told.map(([type]) => type), ["open"]);
+  assert.equal(session.transport, "sse");
+  assert.equal(browser.sockets[0].closed, true);
+});
+
 test("where neither gets through, the WebSocket is tried again", async (t) => {
   const browser = browserFor(t);
   const session = new RealtimeSession();
@@ -903,6 +1004,43 @@ test("a stream is resumed by positions, and read wherever it is cut into pieces"
   assert.equal(browser.requests.at(-1).url.search, "?after=session:1,resp_1:1");
 });
 
+test("a stream moves to a fresh token once there is one, at once", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const tokens = ["old", "old", "new"];
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse", token: () => tokens.shift() });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  for (const expected of [0, 1]) {
+    streams[0].deliver({ type: "auth.expiring", expires_at: "2026-11-22T00:01:00Z" });
+    await arrived();
+    assert.equal(told.length, expected);
+  }
+  assert.equal(told[0][1].reconnectInMs, 0);
+  await browser.clock.pass(0);
+  await arrived();
+  assert.deepEqual(browser.requests.map(({ headers }) => headers.authorization), ["Bearer old", "Bearer new"]);
+});
+
+test("what was learnt of WebSockets is void once three in a row did not open", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const streams = servedBy(browser);
+  browser.sockets[0].lose(1006);
+  for (let failure = 0; failure < 3; failure += 1) {
+    assert.deepEqual(browser.requests, []);
+    await browser.clock.pass(10_000);
+    browser.sockets.at(-1).lose(1006);
+  }
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  assert.equal(session.state, "open");
+  assert.equal(session.transport, "sse");
+});
+
 test("HTTP's refusals mean what the close codes do", async (t) => {
   const codes = { 204: 1000, 400: 4400, 401: 4401, 403: 4403, 404: 4404, 410: 4410 };
   for (const [status, code] of Object.entries(codes)) {
@@ -940,6 +1078,49 @@ test("a command that is refused over HTTP is told as over a WebSocket; one that 
   streams[1].deliver(first);
   await arrived();
   assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.input), ["1", "2", "2"]);
+});
+
+test("a command over HTTP that is never answered is repeated on the next connection", async (t) => {
+  const browser = browserFor(t);
+  const answers = [new Promise(() => {})];
+  const streams = servedBy(browser, () => answers.shift());
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+  const told = listen(session, "disconnect");
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  session.respond("1");
+  session.respond("2");
+  for (let seconds = 0; seconds < 45; seconds += 5) {
+    streams[0].write(": alive\n\n");
+    await arrived();
+    await browser.clock.pass(5_000);
+  }
+  assert.deepEqual(told.map(([, { reason }]) => reason), ["no answer"]);
+  await browser.clock.pass(1_000);
+  await arrived();
+  streams[1].deliver(first);
+  await arrived();
+  assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.input), ["1", "1", "2"]);
+});
+
+test("what was sent over HTTP before it is closed is answered before the stream is cut", async (t) => {
+  const browser = browserFor(t);
+  const streams = servedBy(browser);
+  const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+  session.connect();
+  await arrived();
+  streams[0].deliver(first);
+  await arrived();
+  session.cancel("resp_1");
+  session.send({ type: "session.close" });
+  session.close();
+  await arrived();
+  assert.deepEqual(browser.requests.filter(({ body }) => body).map(({ body }) => body.type), [
+    "response.cancel", "session.close",
+  ]);
+  assert.equal(browser.clock.timers.size, 0);
 });
 
 test("a large result is fetched from where the server is, which may be below a path, with a fresh token", async (t) => {
