@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -31,6 +31,8 @@ SLOW = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 LONG = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """Bounds of what tasks take."""
 
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which several processes lack
 
 LABELS: dict[str, tuple[str, ...]] = {}
 """The names of all metrics, with those of their labels."""
