@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from realtime.errors import UpstreamError
 from realtime.protocol import ResponseDone
 
 SHARED_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -188,12 +187,6 @@ def response_ended(done: ResponseDone, max_output_tokens: int) -> None:
     RESPONSES.labels(done.status, cause or "").inc()
     if done.status == "cancelled":
         UNUSED_TOKENS.labels(cause or "").inc(max(0, max_output_tokens - done.usage.output_tokens))
-
-
-def upstream_failed(error: BaseException | None) -> None:
-    """Count what has ended a model call, if that was the provider or the way to it."""
-    if isinstance(error, UpstreamError):
-        UPSTREAM_ERRORS.labels(error.code).inc()
 
 
 def render() -> tuple[bytes, str]:
