@@ -11,7 +11,8 @@ RUN python -m venv --without-pip /opt/realtime
 # The pins alone first: their layer is built again only when they change.
 COPY requirements/runtime.txt requirements/
 RUN pip --python /opt/realtime/bin/python install --no-cache-dir --only-binary :all: -r requirements/runtime.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml LICENSE ./
+COPY docs/package/README.md docs/package/
 COPY realtime realtime
 COPY static static
 RUN pip --python /opt/realtime/bin/python install --no-cache-dir --no-deps .

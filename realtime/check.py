@@ -7,6 +7,7 @@ import ipaddress
 import os
 import resource
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from realtime.access.rates import parse_rate
 from realtime.access.tokens import is_configured, make_verifier
+from realtime.errors import StoreError
 from realtime.extras import missing
 from realtime.observe import traces
 from realtime.responders.choose import choose
@@ -80,7 +82,7 @@ def _composed(settings: Settings) -> str:
     from realtime.access.edge import edge
     from realtime.parts import make_admission, make_parts
 
-    others = msgspec.structs.replace(settings, auth_secret="", auth_public_key="", auth_jwks_url="")
+    others = _without_keys(settings)
     try:
         make_admission(make_parts(others, demo, ()), others)
         traces.check(settings.traces)
@@ -89,6 +91,10 @@ def _composed(settings: Settings) -> str:
     except SettingsError as error:
         return str(error)
     return ""
+
+
+def _without_keys(settings: Settings) -> Settings:
+    return msgspec.structs.replace(settings, auth_secret="", auth_public_key="", auth_jwks_url="")
 
 
 async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -107,7 +113,22 @@ async def _store(settings: Settings) -> AsyncIterator[Finding]:
         return  # which is said of the settings
     yield await _redis("store", "redis_url", settings.redis_url)
     name = "queue_redis_url" if settings.queue_redis_url else "redis_url"
-    yield await _redis("queue", name, settings.queue_redis_url or settings.redis_url)
+    queue = await _redis("queue", name, settings.queue_redis_url or settings.redis_url)
+    yield queue
+    if queue.status == "ok" and (waiting := await _waiting(settings)):
+        text = f"{waiting} wait, and no worker runs them: start realtime worker, with the same REALTIME_TASKS"
+        yield Finding("warning", "tasks", text)
+
+
+async def _waiting(settings: Settings) -> int:
+    """How many tasks wait that nobody is there to run; 0 where that can't be known, which is said of something else."""
+    from realtime.parts import make_parts
+
+    with suppress(SettingsError, StoreError):
+        parts = await asyncio.to_thread(make_parts, _without_keys(settings), demo, ())
+        async with parts.queue as queue:
+            return await queue.unattended()
+    return 0
 
 
 async def _redis(about: str, name: str, url: str) -> Finding:

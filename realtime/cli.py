@@ -66,12 +66,15 @@ def _serve(overrides: dict[str, Any], workers: int, insecure_no_auth: bool, fd: 
 
 def _check(settings: Settings, workers: int, insecure_no_auth: bool) -> None:
     from realtime.check import check_reach
+    from realtime.observe import traces
     from realtime.settings import SettingsError
 
     if workers > 1 and not settings.redis_url:
         raise SettingsError(f"--workers {workers} needs REALTIME_REDIS_URL: a store that processes can share")
     if not insecure_no_auth:
         check_reach(settings)
+    if workers > 1:  # they would say so each, and come again
+        traces.check(settings.traces)
 
 
 def _keep_workers(settings: Settings, count: int) -> int:

@@ -195,6 +195,7 @@ class Connection:
                 await self._refresh(live, message)
             else:
                 outcome = await self._engine.commands.execute(live, message, self.feed.principal)
+                access.concerns(outcome.made)
                 access.tell()
                 await self._tell_limits(outcome.limits)
         except RealtimeError as error:

@@ -40,6 +40,12 @@ def event_id_of(codec: Codec, frame: str | bytes) -> str | None:
     return event_id if event_id and len(event_id) <= 64 else None
 
 
+def field_of(error: BaseException) -> str | None:
+    """The field that msgspec found wrong, by the names of our own structs; `None` where it says none."""
+    found = _PARAM.search(str(error)) if isinstance(error, msgspec.ValidationError) else None
+    return found[1][:MAX_PARAM_CHARS] if found else None
+
+
 def invalid(error: msgspec.ValidationError) -> InvalidRequest:
     """What msgspec found wrong, as an error of the protocol: the field in `param`, the reason in `message`."""
     text = str(error)

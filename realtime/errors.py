@@ -113,10 +113,13 @@ class BudgetError(RateLimited):
 
 
 class UpstreamError(RealtimeError):
-    """The model, or the way to it, failed."""
+    """The model, or the way to it, failed. `answered` is the status of the provider's answer, `field` the place in it
+    that could not be read: both, where they are known, for whoever runs the server."""
 
     type = "upstream_error"
     status = 502
+    answered: int | None = None
+    field: str | None = None
 
 
 class StoreError(RealtimeError):

@@ -6,13 +6,17 @@ from importlib.util import find_spec
 
 from realtime.settings import SettingsError
 
-MODULES = {"redis": ("redis", "saq", "throttled"), "openai": ("openai",)}
+MODULES = {
+    "redis": ("redis", "saq", "throttled"),
+    "openai": ("openai",),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
+}
 """The modules that each extra of the package brings."""
 
 
 def missing(extra: str) -> list[str]:
     """The modules of an extra that are not installed."""
-    return [name for name in MODULES[extra] if find_spec(name) is None]
+    return [name for name in MODULES[extra] if not _is_installed(name)]
 
 
 def require(extra: str, setting: str) -> None:
@@ -21,3 +25,10 @@ def require(extra: str, setting: str) -> None:
         raise SettingsError(
             f"{setting} needs what is not installed ({', '.join(names)}): pip install 'realtime-server[{extra}]'"
         )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # nor what it is a part of
+        return False

@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realtime import __version__
 from realtime.access.addresses import trusted_networks
@@ -22,7 +22,7 @@ from realtime.access.arrivals import Arrivals
 from realtime.access.rates import parse_rate
 from realtime.check import check_reach
 from realtime.drain import Drain
-from realtime.observe import logs
+from realtime.observe import logs, traces
 from realtime.settings import Settings, SettingsError, parsed
 from realtime.transport import PunctualHttpProtocol, StallProofProtocol
 
@@ -133,11 +133,12 @@ class OnlyServer(Server):
 def run(app: ASGIApp, settings: Settings, *, insecure_no_auth: bool = False) -> None:
     """Serve `app` until the process is asked to stop. It logs as the settings say, unless logging was set up before.
 
-    Raises `SettingsError` where it can't listen, and unless `insecure_no_auth` for an address that others can reach
-    where nobody has to show a token.
+    Raises `SettingsError` where it can't listen, or make the traces that are asked for; and unless `insecure_no_auth`
+    for an address that others can reach where nobody has to show a token.
     """
     if not insecure_no_auth:
         check_reach(settings)
+    traces.check(settings.traces)
     if not logging.getLogger().handlers:
         logs.configure(settings.log_format, settings.log_level)
     make_server(app, settings, OnlyServer).run(sockets=[open_listener(settings)])
@@ -201,6 +202,27 @@ def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -
         "backlog": BACKLOG,
         "timeout_graceful_shutdown": GRACE_S if drain else max(1, round(settings.drain_s)),
     }
-    server = kind(uvicorn.Config(app, **options))
+    server = kind(uvicorn.Config(_telling(app), **options))
     server.drain = drain
     return server
+
+
+def _telling(app: ASGIApp) -> ASGIApp:
+    """The same, and why it could not start, or end, is logged as every error is: uvicorn would log it as a text."""
+
+    async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        try:
+            await app(scope, receive, partial(_send_bare, send))
+        except Exception as error:
+            logs.report(error)
+            raise
+
+    return telling
+
+
+async def _send_bare(send: Send, message: Message) -> None:
+    """Send what the lifespan has come to, without the text of what has failed, which may hold content."""
+    await send({"type": message["type"]})

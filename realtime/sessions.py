@@ -96,10 +96,12 @@ class Sessions:
         await self._admission.posted(access.principal)
         command = _command_in(await read_body(receive, self._max_message_bytes))
         access.action = tag_of(command)
+        access.concerns(command)
         event_id = command.event_id or _idempotency_key(scope) or new_id("evt")
         command = msgspec.structs.replace(command, event_id=event_id)
         async with self._engine.use(session_id_in(scope), access.principal) as live:
             outcome = await self._engine.commands.execute(live, command, access.principal)
+        access.concerns(outcome.made)
         access.limits = list(outcome.limits)
         made = msgspec.structs.asdict(outcome.made)
         accepted = Accepted(event_id=event_id, accepted=True, duplicate=outcome.duplicate, **made)

@@ -8,6 +8,8 @@ import pytest
 
 from realtime.check import Finding, findings, run
 from realtime.settings import SECRETS
+from realtime.store.base import TaskRef
+from realtime.tasks.saq_queue import SaqQueue
 from tests.access.provider import provider
 from tests.access.signing import EC, SECRET, jwk, pem
 from tests.support.ports import free_port
@@ -78,6 +80,17 @@ async def test_a_redis_that_answers_is_all_right() -> None:
     async with redis_server() as redis:
         assert (await only("store", redis_url=redis.url))[0] == "ok"
         assert (await only("queue", redis_url=redis.url))[0] == "ok"
+
+
+async def test_tasks_that_wait_without_a_worker_are_found() -> None:
+    """With what to start; where none wait there is nothing to say."""
+    async with redis_server() as redis:
+        assert await found("tasks", redis_url=redis.url) == []
+        async with SaqQueue(redis.url, (), slots=1, lease_s=10, ttl_s=60) as queue:
+            await queue.submit(TaskRef("sess_1", "task_1", "summarise"))
+        status, text = await only("tasks", redis_url=redis.url)
+        assert status == "warning"
+        assert text.startswith("1 wait, and no worker runs them: start realtime worker")
 
 
 async def test_a_redis_that_is_not_there_is_wrong() -> None:

@@ -20,7 +20,7 @@ from tests.support.instance import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 REDIS_URL = "redis://127.0.0.1:1/0"
-BLOCKED = [module for modules in MODULES.values() for module in modules] + ["hiredis", "croniter", "opentelemetry.sdk"]
+BLOCKED = [module for modules in MODULES.values() for module in modules] + ["hiredis", "croniter"]
 BLOCKING = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED!r}))"
 RUN = "from realtime.cli import main; main()"
 STARTS = """
@@ -67,6 +67,8 @@ def test_server_runs_without_any_extra() -> None:
     [
         ("redis", "REALTIME_REDIS_URL", {"REALTIME_REDIS_URL": REDIS_URL}),
         ("openai", "OPENAI_API_KEY", {"OPENAI_API_KEY": "canary-1"}),
+        ("otel", "REALTIME_TRACES", {"REALTIME_TRACES": "on"}),
+        ("otel", "OTEL_EXPORTER_OTLP_ENDPOINT", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1/canary"}),
     ],
 )
 def test_setting_whose_extra_is_missing_stops_the_start(extra: str, setting: str, variables: dict[str, str]) -> None:
@@ -82,6 +84,16 @@ def test_setting_whose_extra_is_missing_stops_the_start(extra: str, setting: str
     assert "canary" not in started.stderr + checked.stdout
 
 
+def test_traces_that_cant_be_made_stop_whoever_would_make_them() -> None:
+    """A worker of tasks, and a server of several processes, before any of them begins."""
+    program = f"import sys; sys.modules.update(dict.fromkeys({MODULES['otel']!r}))\n{RUN}"
+    for command in (["worker"], ["serve", "--port", "0", "--workers", "2"]):
+        started = run(program, *command, REALTIME_TRACES="on", REALTIME_REDIS_URL=REDIS_URL)
+        [line] = started.stderr.splitlines()
+        assert started.returncode == 1
+        assert line.endswith("pip install 'realtime-server[otel]'")
+
+
 def test_extras_are_those_of_the_package() -> None:
     """What is looked for is what the extra brings: every name in pyproject.toml, and no module of another extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -91,7 +103,7 @@ def test_extras_are_those_of_the_package() -> None:
     base = {Requirement(one).name for one in project["dependencies"]}
     for extra, modules in MODULES.items():
         packages = {re.sub("-py$", "", package) for package in extras[extra]}
-        assert set(modules) <= packages
+        assert {module.replace(".", "-") for module in modules} <= packages
         assert not base & set(extras[extra])
 
 

@@ -40,6 +40,14 @@ def test_what_is_counted_is_shown() -> None:
     assert after["realtime_task_seconds_bucket[('le', '2.0'), ('name', 'made_up')]"] == 1
 
 
+def test_no_series_tells_when_another_began() -> None:
+    """That would be as many again, and several processes that count together have none."""
+    metrics.MODEL_CALLS.inc()
+    body, _ = metrics.render()
+    assert b"realtime_model_calls_total" in body
+    assert b"_created" not in body.replace(b"realtime_sessions_created", b"")
+
+
 def test_only_ours_are_shown() -> None:
     """Not what a library, or who embeds this, registers globally."""
     code = (

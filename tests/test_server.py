@@ -282,6 +282,39 @@ async def test_responder_that_will_not_stop_does_not_keep_it_from_ending() -> No
                 assert await server.exit_status() == 0
 
 
+BROKEN = f"""
+from realtime.app import create_app
+from realtime.server import run
+from realtime.settings import load_settings
+
+class Broken:
+    async def __call__(self, request):
+        yield "never"
+
+    async def __aenter__(self):
+        raise ValueError("{CANARY}")
+
+    async def __aexit__(self, kind, error, trace):
+        pass
+
+settings = load_settings()
+run(create_app(Broken(), settings), settings)
+"""
+
+
+async def test_a_responder_that_cant_start_is_logged_by_its_kind_and_place() -> None:
+    """Without its text, and the process fails."""
+    variables = {"REALTIME_PORT": "0", "REALTIME_LOG_FORMAT": "json"}
+    async with process([sys.executable, "-c", BROKEN], variables) as server:
+        async with asyncio.timeout(START_S):
+            assert await server.exit_status() not in (0, None)
+        [told, ended] = [json.loads(line) for line in server.log]
+    assert (told["event"], told["error"]) == ("error", "ValueError")
+    assert told["at"][0].endswith("__aenter__")
+    assert "startup failed" in ended["event"]
+    assert CANARY not in "".join(server.log)
+
+
 async def test_store_that_hangs_does_not_keep_it_from_ending() -> None:
     """Whoever finds the session later ends what it has left behind."""
     async with (

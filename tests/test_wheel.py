@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import realtime
+from tests.support.markdown import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +37,20 @@ def test_wheel_has_the_package_and_the_page(wheel: zipfile.ZipFile) -> None:
     page = {f"realtime/{file.relative_to(ROOT)}": file for file in (ROOT / "static").rglob("*") if file.is_file()}
     assert "realtime/static/index.html" in page
     assert held == {name: file.read_bytes() for name, file in {**modules, **page}.items()}
+
+
+def test_wheel_describes_itself_without_what_is_not_there(wheel: zipfile.ZipFile) -> None:
+    """Its text is read on an index page: it has no link or picture of the repository, and its code is the README's."""
+    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    told = Parser().parsestr(wheel.read(name).decode()).get_payload()
+    assert isinstance(told, str)
+    assert told.startswith("# realtime\n")
+    assert "](" not in told
+    assert "<" not in told
+    [shell, program] = [block.text for block in blocks(ROOT / "docs/package/README.md")]
+    assert shell.splitlines() == ["pip install realtime-server", "realtime serve"]
+    assert shell in told
+    assert program in [block.text for block in blocks(ROOT / "README.md")]
 
 
 def test_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:

@@ -12,6 +12,7 @@ from realtime.access.principal import Principal
 from realtime.errors import RealtimeError
 from realtime.observe import logs
 from realtime.protocol import AuthRefresh, Command, RateLimit
+from realtime.store.base import Made
 
 REQUEST = "request"
 """The action that a request is of which nobody has looked what it asks for."""
@@ -39,6 +40,11 @@ def hidden(session_id: str) -> str:
     return "#" + hashlib.blake2b(session_id.encode(errors="replace"), digest_size=8).hexdigest()
 
 
+def told(an_id: str) -> str:
+    """What something is called in logs whose id is no credential. What can't be an id is never told as it is."""
+    return an_id if PLAIN_ID.fullmatch(an_id) else hidden(an_id)
+
+
 class Audit:
     """Where accesses are told. With `hides_sessions` a session's id is told as a hash: it is a credential itself."""
 
@@ -47,24 +53,35 @@ class Audit:
 
     def name_of(self, session_id: str) -> str:
         """What a session is called in all logs. What can't be an id is never told as it is."""
-        if not self._hides_sessions and PLAIN_ID.fullmatch(session_id):
-            return session_id
-        return hidden(session_id)
+        return hidden(session_id) if self._hides_sessions else told(session_id)
 
 
 class Access:
-    """One access, which is told once. Who asks, and of which session, may become known on the way.
+    """One access, which is told once. Who asks, and about which session, response or task, may become known on the way.
 
     `limits` is how much of what was asked for is left, for the client to be told. `of_user` is whom it is about, where
     that is somebody else.
     """
 
-    __slots__ = ("_address", "_audit", "_is_told", "action", "limits", "of_user", "principal", "session_id")
+    __slots__ = (
+        "_address",
+        "_audit",
+        "_is_told",
+        "action",
+        "limits",
+        "of_user",
+        "principal",
+        "response_id",
+        "session_id",
+        "task_id",
+    )
 
     def __init__(self, audit: Audit, action: str, *, address: str, session_id: str | None = None) -> None:
         self.action = action
         self.principal = Principal(user="", address=address)
         self.session_id = session_id
+        self.response_id: str | None = None
+        self.task_id: str | None = None
         self.limits: list[RateLimit] = []
         self.of_user: str | None = None
         self._audit = audit
@@ -76,7 +93,13 @@ class Access:
         """The access that a client's message to its session is."""
         access = cls(audit, tag_of(message), address=principal.address, session_id=session_id)
         access.principal = principal
+        access.concerns(message)
         return access
+
+    def concerns(self, what: Command | AuthRefresh | Made) -> None:
+        """It is about the response or the task that a message names, or that came of it."""
+        self.response_id = getattr(what, "response_id", None) or self.response_id
+        self.task_id = getattr(what, "task_id", None) or self.task_id
 
     def tell(self, error: RealtimeError | None = None) -> None:
         """Say in the audit log that it was allowed, or that `error` has refused it. The first call counts."""
@@ -86,8 +109,18 @@ class Access:
                 self.action,
                 user=self.principal.user or None,
                 session=self._audit.name_of(self.session_id) if self.session_id else None,
-                **({"of_user": self.of_user} if self.of_user else {}),
+                **self._details(),
                 address=self._address,
                 allowed=error is None or (bool(self.principal.user) and error.type not in REFUSALS),
                 code=error.code if error else None,
             )
+
+    def _details(self) -> dict[str, str]:
+        """What only some accesses are about. A task that is a session of its own has a credential for its id."""
+        details = {"of_user": self.of_user} if self.of_user else {}
+        if self.response_id:
+            details["response"] = told(self.response_id)
+        if self.task_id:
+            is_session = self.task_id == self.session_id
+            details["task"] = self._audit.name_of(self.task_id) if is_session else told(self.task_id)
+        return details

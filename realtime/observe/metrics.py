@@ -11,11 +11,10 @@ import os
 from collections.abc import Iterable
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from realtime.errors import UpstreamError
 from realtime.protocol import ResponseDone
 
 SHARED_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -31,6 +30,8 @@ SLOW = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 LONG = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """Bounds of what tasks take."""
 
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which several processes lack
 
 LABELS: dict[str, tuple[str, ...]] = {}
 """The names of all metrics, with those of their labels."""
@@ -186,12 +187,6 @@ def response_ended(done: ResponseDone, max_output_tokens: int) -> None:
     RESPONSES.labels(done.status, cause or "").inc()
     if done.status == "cancelled":
         UNUSED_TOKENS.labels(cause or "").inc(max(0, max_output_tokens - done.usage.output_tokens))
-
-
-def upstream_failed(error: BaseException | None) -> None:
-    """Count what has ended a model call, if that was the provider or the way to it."""
-    if isinstance(error, UpstreamError):
-        UPSTREAM_ERRORS.labels(error.code).inc()
 
 
 def render() -> tuple[bytes, str]:

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from realtime.errors import UpstreamError
 from realtime.observe import logs, metrics, traces
 from realtime.observe.spans import Value
 
@@ -56,7 +57,21 @@ class ModelCall:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         metrics.MODEL_CALLS_RUNNING.dec()
-        metrics.upstream_failed(error)
+        if isinstance(error, UpstreamError):
+            metrics.UPSTREAM_ERRORS.labels(error.code).inc()
+            self._tell(error)
         if isinstance(error, Exception):
             self._span.fail(traces.code_of(error))
         self._span.end()
+
+    def _tell(self, error: UpstreamError) -> None:
+        """Log why the provider, or the way to it, has failed: never in its own words."""
+        told = {
+            "code": error.code,
+            "provider": self._attributes["gen_ai.provider.name"],
+            "model": self._attributes["gen_ai.request.model"],
+            "answered": error.answered,
+            "field": error.field,
+            "cause": type(error.__cause__).__qualname__ if error.__cause__ else None,
+        }
+        logs.warning("model call failed", **{name: value for name, value in told.items() if value is not None})

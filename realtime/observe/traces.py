@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
 from realtime.errors import RealtimeError
+from realtime.extras import require
 from realtime.observe import logs
 from realtime.observe.spans import Attributes, Kind, Span, Tracer
-from realtime.settings import SettingsError
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -102,7 +102,7 @@ async def tracing(setting: str) -> AsyncIterator[None]:
     if not are_wanted(setting):
         yield
         return
-    tracer = await asyncio.to_thread(_load)
+    tracer = await asyncio.to_thread(_load, setting)
     use(tracer)
     try:
         yield
@@ -120,16 +120,14 @@ def use(tracer: Tracer | None) -> None:
 def check(setting: str) -> None:
     """Raise `SettingsError` where traces are wanted and can't be had."""
     if are_wanted(setting):
-        _load().close()
+        _load(setting).close()
 
 
-def _load() -> Tracer:
-    try:
-        from realtime.observe import otel
+def _load(setting: str) -> Tracer:
+    require("otel", "REALTIME_TRACES" if setting == "on" else next(filter(os.environ.get, EXPORT_VARIABLES)))
+    from realtime.observe import otel
 
-        return otel.load()
-    except ImportError:
-        raise SettingsError("traces are asked for, and need: pip install 'realtime-server[otel]'") from None
+    return otel.load()
 
 
 async def _closed(tracer: Tracer) -> None:

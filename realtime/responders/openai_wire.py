@@ -77,6 +77,7 @@ class _Call(Struct):
 
 _decode = msgspec.json.Decoder(_Chunk).decode
 _DONE = b"[DONE]"
+_THOUGHTS = ("reasoning_content", "reasoning")
 
 _STOP_REASONS = {
     "stop": "end_turn",
@@ -125,7 +126,7 @@ class CompletionReader(StreamReader):
         if self.is_whole:
             self._read_count(data)
         elif data.strip() != _DONE:
-            yield from self._read_chunk(_decode(data))
+            yield from self._read_chunk(_read(data))
 
     def end(self) -> Iterator[ToolCall | Finish]:
         """The tool calls, if the model waits for their results, and the end of the answer.
@@ -154,7 +155,7 @@ class CompletionReader(StreamReader):
             self.is_counted = True
             return
         with suppress(*UNREADABLE):
-            if usage := _decode(data).usage:
+            if usage := _read(data).usage:
                 self._count = _counted(usage)
                 self.is_counted = True
 
@@ -197,6 +198,46 @@ def kind_of(error: Any) -> str:
         return ""
     names = [str(name) for field in ("code", "type") if (name := error.get(field))]
     return next((_KINDS[name] for name in names if name in _KINDS), names[-1] if names else "")
+
+
+def _read(data: bytes) -> _Chunk:
+    """What an event says. Raises one of `UNREADABLE`."""
+    try:
+        return _decode(data)
+    except msgspec.ValidationError:
+        return msgspec.convert(_mended(msgspec.json.decode(data)), _Chunk)
+
+
+def _mended(chunk: Any) -> Any:
+    """The same without the oddities of some servers: an unreadable count is none, and so is unreadable reasoning."""
+    if not isinstance(chunk, dict):
+        return chunk
+    choices = chunk.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and isinstance(delta := choice.get("delta"), dict):
+            choice["delta"] = _mended_delta(delta)
+    return chunk if _is_count(chunk.get("usage")) else {**chunk, "usage": None}
+
+
+def _mended_delta(delta: dict[str, Any]) -> dict[str, Any]:
+    """The same with a text for content that comes in parts, of which only those count that are text."""
+    thoughts = {name: None for name in _THOUGHTS if not isinstance(delta.get(name), str)}
+    content = delta.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if _is_text(part))
+    return {**delta, **thoughts, "content": content}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _is_count(usage: Any) -> bool:
+    try:
+        msgspec.convert(usage, _Usage | None)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _whole(call: _Call) -> ToolCall:

@@ -112,7 +112,9 @@ class Provider:
 
     def _told(self, error: Any) -> UpstreamError:
         if isinstance(error, self._sdk.APIStatusError):
-            return upstream_error(self._kind_of(error) or _TYPE_OF_STATUS.get(error.status_code, ""))
+            failure = upstream_error(self._kind_of(error) or _TYPE_OF_STATUS.get(error.status_code, ""))
+            failure.answered = error.status_code
+            return failure
         return UpstreamError("upstream_unreachable", "The model's provider can't be reached.")
 
 

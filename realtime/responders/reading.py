@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from realtime.decoding import field_of
 from realtime.errors import UpstreamError
 from realtime.responders.base import Reasoning, ResponderEvent, Text, ToolInput
 from realtime.responders.sse import EventParser, EventTooLarge
@@ -70,7 +71,9 @@ class StreamReader:
             for data in self._parser.feed(chunk):
                 yield from self.read(data)
         except (*UNREADABLE, EventTooLarge) as error:
-            raise UpstreamError("upstream_invalid", "The model's answer could not be read.") from error
+            failure = UpstreamError("upstream_invalid", "The model's answer could not be read.")
+            failure.field = field_of(error)
+            raise failure from error
 
 
 def upstream_error(kind: str) -> UpstreamError:

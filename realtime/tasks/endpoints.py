@@ -105,7 +105,7 @@ class TaskEndpoints:
         self._connections.check_open()
         given = _json(await read_body(receive, self._max_body_bytes))
         task_id, left = await self._engine.commands.create_task(access.principal, name, given)
-        access.session_id = task_id
+        access.session_id = access.task_id = task_id
         access.limits = [left]
         body = {"task_id": task_id, "status": "pending"}
         await send_json(send, body, status=202, headers=[location_of(scope, f"/v1/tasks/{task_id}"), *headers])
@@ -164,6 +164,7 @@ class TaskEndpoints:
     async def _task(self, access: Access, scope: Scope) -> AsyncIterator[tuple[LiveSession, str]]:
         """The session of the task that a path names, and the task's id. Raises `NotFound`."""
         task_id: str = scope["path_params"]["task_id"]
+        access.task_id = task_id
         is_alone = not _is_of_session(scope)
         if is_alone and not is_task_id(task_id):
             raise task_not_found()

@@ -35,6 +35,10 @@ class LocalQueue:
             self._waiting[task.name].append((next(self._arrivals), task))
             self._changed.set()
 
+    async def unattended(self) -> int:
+        """None: the worker is this process."""
+        return 0
+
     async def run(self, handle: Handler) -> None:
         """Run what is submitted, for ever. What is cancelled with it is lost with it."""
         try:

@@ -11,7 +11,7 @@ import uvloop
 from prometheus_client import start_http_server
 
 from realtime.background import Background
-from realtime.observe import logs, metrics
+from realtime.observe import logs, metrics, traces
 from realtime.parts import Parts, entered, make_parts, make_worker
 from realtime.settings import Settings, SettingsError
 from realtime.tasks.worker import Worker
@@ -22,6 +22,7 @@ def run(settings: Settings) -> None:
     another worker. Raises `SettingsError`."""
     if not settings.redis_url:
         raise SettingsError("realtime worker needs REALTIME_REDIS_URL: without it the server runs its tasks itself")
+    traces.check(settings.traces)
     parts = make_parts(settings, None, ())
     with _showing_metrics(settings.worker_metrics_port), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_work(parts, settings))

@@ -22,6 +22,9 @@ class Queue(Protocol):
     async def submit(self, task: TaskRef) -> None:
         """Have a task handed out, once: one that waits or runs already is left as it is. Raises `StoreError`."""
 
+    async def unattended(self) -> int:
+        """How many tasks wait while no worker that knows them has been there for a while. Raises `StoreError`."""
+
     async def run(self, handle: Handler) -> None:
         """Hand tasks out to `handle`, as many at once as there is room, the most urgent first; for ever.
 

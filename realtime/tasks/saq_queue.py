@@ -126,6 +126,16 @@ class _JobQueue(RedisQueue):
         if lost:
             logs.info("tasks of lost workers are handed out again", count=lost)
 
+    async def unattended(self) -> int:
+        """How many wait, if nobody has tended the queue for two leases. Raises `RedisError` or `OSError`."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.llen(self._queued)
+        pipe.get(self._sweep)
+        pipe.time()
+        async with asyncio.timeout(TIMEOUT_S):
+            waiting, swept, (seconds, _) = await pipe.execute()
+        return waiting if seconds * 1000 - int(swept or 0) > 2 * self._lease_ms else 0
+
     async def _enqueue(self, job: Job) -> None:
         keys = [job.id, self._incomplete, self._queued]
         await self._submit(keys=keys, args=[self.serialize(job), self._ttl_s])
@@ -205,6 +215,14 @@ class SaqQueue:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await self._queue(task.name).enqueue(job)
+        except (RedisError, OSError) as error:
+            _note(error)
+            raise unavailable() from error
+
+    async def unattended(self) -> int:
+        """As `Queue.unattended`, of the tasks of `definitions`."""
+        try:
+            return sum([await self._queue(name).unattended() for name in self._lines])
         except (RedisError, OSError) as error:
             _note(error)
             raise unavailable() from error

@@ -11,6 +11,8 @@ from realtime.store.base import Store, TaskRef
 from realtime.tasks.queue import Queue
 
 EVERY_S = 1.0
+LOOK_S = 10.0
+"""How often it looks whether there is a worker; where there is none twice, it says so."""
 BATCH = 200
 """Tasks that are looked at in one go."""
 
@@ -23,6 +25,8 @@ class Sweeper:
         self._store = store
         self._queue = queue
         self._again_s = again_s
+        self._look_at = 0.0
+        self._missed = 0
 
     async def run(self) -> None:
         """Sweep for ever."""
@@ -30,12 +34,25 @@ class Sweeper:
             try:
                 while await self.sweep() == BATCH:
                     pass
-                metrics.TASKS_UNFINISHED.set(await self._store.tracked())
+                unfinished = await self._store.tracked()
+                metrics.TASKS_UNFINISHED.set(unfinished)
+                await self._look(unfinished)
             except StoreError:
                 pass  # it is tried again
             except Exception as error:  # whatever it is, there is nobody else who looks
                 logs.report(error)
             await asyncio.sleep(EVERY_S)
+
+    async def _look(self, unfinished: int) -> None:
+        """Say, once until it is over, that tasks wait and nobody is there to run them."""
+        now = asyncio.get_running_loop().time()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        waiting = await self._queue.unattended() if unfinished else 0
+        self._missed = self._missed + 1 if waiting else 0
+        if self._missed == 2:
+            logs.warning("tasks wait, and no worker runs them", waiting=waiting)
 
     async def sweep(self) -> int:
         """Look at the tasks that are due; returns how many. Raises `StoreError`."""

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from realtime import errors
-from realtime.access.audit import REFUSALS, Access, Audit, tag_of
+from realtime.access.audit import REFUSALS, Access, Audit, hidden, tag_of
 from realtime.errors import NotFound, RealtimeError
 from realtime.observe import logs
 from realtime.protocol import JSON
@@ -95,6 +95,16 @@ def test_every_command_has_a_name() -> None:
     for text in ('{"type":"session.close"}', '{"type":"auth.refresh","token":"t"}', '{"type":"response.create"}'):
         message = JSON.decode(text)
         assert tag_of(message) == msgspec.json.decode(text)["type"]  # type: ignore[arg-type]
+
+
+def test_a_task_is_named_as_its_session_where_it_is_one() -> None:
+    """Its id is a credential then; what can be no id is told neither."""
+    access = Access(Audit(hides_sessions=True), "task.read", address="a", session_id="task_1")
+    access.task_id = "task_1"
+    access.response_id = "a b"
+    [line] = told(access, None)
+    assert line["task"] == line["session"] == hidden("task_1")
+    assert line["response"] == hidden("a b")
 
 
 @pytest.mark.parametrize("session_id", ["sess_1", *ODD])

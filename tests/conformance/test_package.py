@@ -9,6 +9,7 @@ from pathlib import Path
 
 import realtime
 from tests.support.event_sources import NODE_FOLDER, node_with_packages
+from tests.support.markdown import blocks
 from tests.support.programs import bound, program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ async def test_the_package_is_installed_and_imported(tmp_path: Path) -> None:
     folder.mkdir()
     [packed] = json.loads(await run(npm, "pack", STATIC, "--json", "--pack-destination", tmp_path, *NPM))
     modules = {f"realtime/{file.name}" for file in STATIC.glob("realtime/*.*s")}
-    expected = {"package.json", "realtime.js", "realtime.d.ts", *modules}
+    expected = {"package.json", "README.md", "LICENSE", "realtime.js", "realtime.d.ts", *modules}
     assert {file["path"] for file in packed["files"]} == expected
     (folder / "package.json").write_text('{"type": "module"}')
     await run(npm, "install", tmp_path / packed["filename"], *NPM, cwd=folder)
@@ -61,6 +62,14 @@ async def test_the_package_is_installed_and_imported(tmp_path: Path) -> None:
     assert (await run(program("node"), "-e", IMPORT, cwd=folder)).strip() == names
     (folder / "usage.ts").write_text(USAGE.read_text())
     await run(TSC, "--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "usage.ts", cwd=folder)
+
+
+def test_the_package_has_the_license_and_says_what_it_is() -> None:
+    """The repository's license, and a text whose code is that of the documentation and which links to nothing."""
+    assert (STATIC / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert "](" not in (STATIC / "README.md").read_text()
+    [program] = [block.text for block in blocks(STATIC / "README.md")]
+    assert program in [block.text for block in blocks(ROOT / "docs/clients.md")]
 
 
 def test_the_package_has_the_server_s_version() -> None:

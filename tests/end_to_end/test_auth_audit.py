@@ -24,6 +24,8 @@ from tests.support.server import RunningServer, running_server
 from tests.support.tokens import SECRET, bearer, token
 
 CANARY = "canary-77ab"
+NAMED = {"response", "task"}
+"""What only some lines have."""
 FIELDS = {"event", "user", "session", "address", "allowed", "code", "log_level"}
 
 
@@ -51,7 +53,7 @@ class Log:
         lines = self.lines
         self.records.clear()
         for line in lines:
-            assert set(line) == FIELDS
+            assert set(line) - NAMED == FIELDS
             assert line["address"] == "127.0.0.1"
             assert CANARY not in str(line)
             assert "eyJ" not in str(line)
@@ -137,6 +139,8 @@ async def test_what_is_allowed_is_one_line(
     named = [session for name, session in expected.items() if f"{{{name}}}" in path]
     await log.has(1)
     [line] = log.lines
+    if "task" in path and (task := ids["lone" if "{lone}" in path else "task"]) in path.format(**ids):
+        assert line["task"] == task
     if named:
         assert line["session"] == named[0]
     elif action.endswith("create"):
@@ -269,10 +273,12 @@ MESSAGES: list[tuple[dict[str, Any], bool, str | None]] = [
     ({"type": "conversation.item.create", "item": {"role": "user", "content": CANARY}}, True, None),
     ({"type": "response.create", "input": CANARY}, True, None),
     ({"type": "response.create", "model": CANARY, "response_id": "session", "input": "x"}, True, "reserved_id"),
-    ({"type": "response.cancel", "response_id": CANARY}, False, "response_not_found"),
-    ({"type": "conversation.item.truncate", "response_id": CANARY, "heard_chars": 1}, False, "response_not_found"),
+    ({"type": "response.create", "response_id": "mine", "input": CANARY}, True, None),
+    ({"type": "response.cancel", "response_id": "resp_1"}, False, "response_not_found"),
+    ({"type": "conversation.item.truncate", "response_id": "resp_1", "heard_chars": 1}, False, "response_not_found"),
     ({"type": "task.create", "name": "echo", "input": {"text": CANARY}}, True, None),
-    ({"type": "task.cancel", "task_id": CANARY}, False, "task_not_found"),
+    ({"type": "task.create", "task_id": "task_mine", "name": CANARY, "input": {}}, False, "unknown_task"),
+    ({"type": "task.cancel", "task_id": "task_1"}, False, "task_not_found"),
     ({"type": "auth.refresh", "token": CANARY}, False, "invalid_token"),
     ({"type": "session.close"}, True, None),
 ]
@@ -282,12 +288,39 @@ MESSAGES: list[tuple[dict[str, Any], bool, str | None]] = [
 async def test_a_message_is_one_line(
     server: RunningServer, log: Log, message: dict[str, Any], allowed: bool, code: str | None
 ) -> None:
-    """Named as it is on the wire."""
+    """Named as it is on the wire, with the response or the task that it names."""
     async with attached(server, headers=ANN) as client:
         log.take()
         await client.send_raw(message)
-        assert await log.until(1) == [Line(message["type"], "ann", allowed, code)]
+        await log.has(1)
+        named = {name: log.lines[0][name] for name in ("response", "task") if f"{name}_id" in message}
+        assert named == {name: message[f"{name}_id"] for name in named}
+        assert log.take() == [Line(message["type"], "ann", allowed, code)]
     assert not log.take()
+
+
+async def test_what_a_command_has_made_stands_in_its_line(
+    server: RunningServer, http: httpx.AsyncClient, log: Log
+) -> None:
+    """Over a WebSocket as over HTTP: the ids of the response and of the task that nobody has chosen."""
+    response, task = {"type": "response.create", "input": CANARY}, {"type": "task.create", "name": "echo"}
+    async with attached(server, headers=ANN) as client:
+        log.take()
+        await client.send_raw(response)
+        response_id = (await client.until("response.created"))["response"]["id"]
+        await client.until("response.done")
+        await client.send_raw({**task, "input": {"text": "x"}})
+        task_id = (await client.until("task.created"))["task"]["id"]
+        await log.has(2)
+        assert (log.lines[0]["response"], log.lines[1]["task"]) == (response_id, task_id)
+        log.take()
+        url = f"/v1/sessions/{client.session_id}/events"
+        for command in (response, {**task, "input": {"text": "x"}}):
+            made = (await http.post(url, json=command, headers=ANN)).json()
+            await log.has(1)
+            [line] = log.lines
+            assert (line.get("response"), line.get("task")) == (made.get("response_id"), made.get("task_id"))
+            log.take()
 
 
 async def test_a_token_that_is_accepted_is_one_line(server: RunningServer, log: Log) -> None:

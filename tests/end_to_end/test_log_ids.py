@@ -74,10 +74,10 @@ async def test_every_line_about_a_connection_has_its_ids(lines: Lines, secret: s
     told = [(line["event"], line.get("connection"), line.get("response"), line.get("task")) for line in written]
     assert told == [
         ("session.attach", connection_id, None, None),
-        ("response.create", connection_id, None, None),
+        ("response.create", connection_id, response_id, None),
         ("error", None, response_id, None),
         ("session.command", connection_id, None, None),
-        ("task.create", connection_id, None, None),
+        ("task.create", connection_id, None, task_id),
         ("error", None, None, task_id),
     ]
 

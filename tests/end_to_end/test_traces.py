@@ -18,7 +18,6 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as ge
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
-from realtime import observe
 from realtime.access.audit import hidden
 from realtime.errors import UpstreamError
 from realtime.observe import traces
@@ -224,9 +223,7 @@ def test_traces_are_on_where_they_are_asked_for(setting: str, variables: dict[st
 
 async def test_a_start_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where traces are asked for; a server's, a worker's, and what `realtime check` finds."""
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    monkeypatch.delitem(sys.modules, "realtime.observe.otel")
-    monkeypatch.delattr(observe, "otel")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
     with pytest.raises(SettingsError, match=r"realtime-server\[otel\]"):
         async with traces.tracing("on"):
             pass
@@ -264,7 +261,7 @@ async def test_spans_that_cant_be_sent_hold_up_nobody(monkeypatch: pytest.Monkey
     """The end of the process waits for a collector that does not answer, but not for long."""
     stuck = Stuck()
     monkeypatch.setattr(traces, "CLOSE_S", 0.05)
-    monkeypatch.setattr(traces, "_load", lambda: stuck)
+    monkeypatch.setattr(traces, "_load", lambda _setting: stuck)
     with structlog.testing.capture_logs() as written:
         async with traces.tracing("on"):
             assert traces.is_on()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import logging
 import random
 import socket
@@ -659,3 +660,33 @@ async def test_no_fault_brings_content_or_a_traceback_into_the_log(
     assert "that is a log" in server_log.getvalue()
     assert CANARY not in server_log.getvalue()
     assert "Traceback" not in server_log.getvalue()
+
+
+async def test_a_call_that_fails_is_one_line_that_says_why(
+    models: ModelServer, no_wait: None, server_log: io.StringIO
+) -> None:
+    """With the response's id, the provider and the model, and what is known of the cause; however often it was tried.
+    One that is cancelled is none."""
+    odd = Raw(event("content_block_delta", delta={"type": "text_delta", "text": [CANARY]}))
+    models.scenarios["429"] = Scenario([HttpError(429, {}, error_body("some_error", CANARY))])
+    models.scenarios["odd"] = Scenario([Says(CANARY), odd])
+    models.scenarios["lost"] = Scenario([Says(CANARY), Reset()])
+    models.scenarios["waits"] = Scenario([Says("Well"), Stall()])
+    expected: dict[str, dict[str, str | int]] = {
+        "429": {"code": LIMITED[0], "answered": 429, "cause": "RateLimitError"},
+        "odd": {"code": INVALID[0], "field": "delta.text", "cause": "ValidationError"},
+        "lost": {"code": LOST[0]},
+    }
+    async with session_with(anthropic_at(models)) as client:
+        ids = {model: (await failure_of(client, model))["response_id"] for model in expected}
+        response_id = await client.respond(model="waits")
+        await client.until("response.output_text.delta", response_id=response_id)
+        await client.send("response.cancel", response_id=response_id)
+        await client.until("response.done", response_id=response_id)
+    records = [json.loads(line) for line in server_log.getvalue().splitlines()]
+    lines = [record for record in records if record["event"] == "model call failed"]
+    assert [line["response"] for line in lines] == list(ids.values())
+    for line, (model, fields) in zip(lines, expected.items(), strict=True):
+        wanted = {"model": model, "provider": "anthropic", "level": "warning", **fields}
+        assert line.items() >= wanted.items()
+    assert CANARY not in server_log.getvalue()

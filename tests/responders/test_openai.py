@@ -16,6 +16,7 @@ from realtime.errors import InvalidRequest, UpstreamError
 from realtime.responders import openai as module
 from realtime.responders import reading
 from realtime.responders.base import Finish, Reasoning, Request, ResponderEvent, Text, TokenCount, Tool, ToolInput
+from realtime.responders.openai_wire import CompletionReader
 from tests.responders import answer_of, asked, first_retry_after, openai_at, session_with
 from tests.responders.test_anthropic import TEXTS, done_of, texts, turn, until_text
 from tests.support.completions import DONE, data
@@ -214,6 +215,42 @@ async def test_text_comes_as_the_model_said_it(models: ModelServer) -> None:
                 events = await answer_of(responder, asked(model))
                 assert (name, "".join(texts(events))) == (name, text)
                 assert isinstance(events[-1], Finish)
+
+
+ODDITIES: dict[str, dict[str, Any]] = {
+    "counts that are null": {"usage": {"prompt_tokens": None, "completion_tokens": None}},
+    "counts that are no integers": {"usage": {"prompt_tokens": 5.5, "completion_tokens": 6.5}},
+    "a count that is none": {"usage": "many"},
+    "reasoning that is an object": {"choices": [{"delta": {"content": "", "reasoning": {"effort": "low"}}}]},
+    "reasoning content that is a list": {"choices": [{"delta": {"reasoning_content": [{"text": "Hm"}]}}]},
+    "content in parts": {
+        "choices": [
+            {"delta": {"content": [{"type": "text", "text": "o"}, {"type": "odd"}, {"type": "text", "text": "d"}]}}
+        ]
+    },
+}
+"""What some servers send in the middle of an answer, and what does no harm."""
+
+
+@pytest.mark.parametrize("oddity", ODDITIES)
+async def test_an_oddity_does_not_fail_the_answer(models: ModelServer, oddity: str) -> None:
+    """A count that can't be read is none, reasoning neither, and the text of content in parts is all of theirs."""
+    models.default = Scenario([Says("Half"), Raw(data(ODDITIES[oddity])), Says(" and half"), Stop()])
+    events = await answered(models, asked("any"))
+    said = "Halfod and half" if "parts" in oddity else "Half and half"
+    assert "".join(texts(events)) == said
+    assert not [event for event in events if isinstance(event, Reasoning)]
+    assert isinstance(events[-1], Finish)
+
+
+def test_an_answer_whose_count_cant_be_read_is_not_counted() -> None:
+    """In the chunk that ends it, or after."""
+    odd = {"prompt_tokens": None, "completion_tokens": 5}
+    end = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+    for chunks in ([{**end, "usage": odd}], [end, {"choices": [], "usage": odd}]):
+        reader = CompletionReader()
+        assert [event for chunk in chunks for event in reader.feed(data(chunk))] == []
+        assert list(reader.end()) == [Finish("end_turn", None)]
 
 
 async def test_reasoning_is_no_part_of_the_answer(models: ModelServer) -> None:

@@ -79,9 +79,8 @@ def events_url(server: RunningServer, session_id: str) -> str:
 
 def connections_of(server: RunningServer) -> Connections:
     """The open connections of a server."""
-    assert server._server is not None
-    connections: Connections = server._server.config.app.state.connections  # type: ignore[union-attr]
-    return connections
+    assert server.connections is not None
+    return server.connections
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from realtime.access.keeper import Keeper
 from realtime.app import create_app
+from realtime.connections import Connections
 from realtime.engine import Engine
 from realtime.responders.base import Responder
 from realtime.responders.demo import demo
@@ -27,12 +28,14 @@ class RunningServer:
         server: Server | None = None,
         serving: asyncio.Task[None] | None = None,
         keeper: Keeper | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self.port = port
         self._server = server
         self._serving = serving
         self.engine = engine
         self._keeper = keeper
+        self.connections = connections
         self.url = f"http://127.0.0.1:{port}"
         self.ws_url = f"ws://127.0.0.1:{port}/v1/realtime"
 
@@ -74,7 +77,7 @@ async def running_server(responder: Responder = demo, **settings: Any) -> AsyncI
             if serving.done():
                 serving.result()
         port = listener.getsockname()[1]
-        yield RunningServer(port, app.state.engine, server, serving, app.state.keeper)
+        yield RunningServer(port, app.state.engine, server, serving, app.state.keeper, app.state.connections)
     finally:
         server.should_exit = True
         await serving

@@ -67,6 +67,28 @@ async def test_a_task_is_handed_out_whole_and_then_forgotten(redis: RedisServer)
         await asyncio.wait([running])
 
 
+async def test_tasks_that_wait_without_a_worker_are_known(redis: RedisServer) -> None:
+    """Until there is one that knows them, and not at once when it is gone: it may only be late."""
+    handed: asyncio.Queue[TaskRef] = asyncio.Queue()
+    async with queue_at(redis, "job", "other") as server, queue_at(redis, "job") as queue:
+        assert await server.unattended() == 0
+        for name in ("one", "two"):
+            await server.submit(task(name))
+        await server.submit(task("three", "other"))
+        assert await server.unattended() == 3
+        running = asyncio.create_task(queue.run(handed.put))
+        async with asyncio.timeout(PATIENCE_S):
+            while await server.unattended() != 1:  # noqa: ASYNC110  # nothing tells of it
+                await asyncio.sleep(POLL_S)
+            await handed.get()
+        running.cancel()
+        await asyncio.wait([running])
+        await server.submit(task("four"))
+        assert await server.unattended() == 1
+        await redis.command("DEL", queue._queue("job")._sweep)
+        assert await server.unattended() == 2
+
+
 async def test_what_waits_or_runs_is_not_submitted_again(redis: RedisServer, work: Work) -> None:
     async with queue_at(redis, "job", slots=6) as queue:
         for _ in range(3):

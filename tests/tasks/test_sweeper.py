@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from realtime.observe import logs
 from realtime.protocol import SESSION_CHANNEL, SessionClosed, TaskDone, TaskStarted
@@ -189,3 +190,24 @@ async def test_it_goes_on_after_what_goes_wrong(monkeypatch: pytest.MonkeyPatch)
         store.is_down = False
         await room.queue.given.wait()
     assert [type(report) for report in reports] == [ValueError]
+
+
+async def test_tasks_that_wait_without_a_worker_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none the next time either; and anew, when there was one meanwhile."""
+    monkeypatch.setattr(sweeper_module, "EVERY_S", 0.0)
+    monkeypatch.setattr(sweeper_module, "LOOK_S", 0.0)
+    room = Room()
+    await room.record(await room.announce("sess_1"))
+    looks, looked = iter([3, 0, 3, 3, 3, 3, 0, 4, 5]), asyncio.Event()
+
+    async def unattended() -> int:
+        waiting = next(looks, None)
+        if waiting is None:
+            looked.set()
+        return waiting or 0
+
+    monkeypatch.setattr(room.queue, "unattended", unattended)
+    with capture_logs() as lines:
+        async with sweeping(room.sweeper), asyncio.timeout(20):
+            await looked.wait()
+    assert [line["waiting"] for line in lines] == [3, 5]
