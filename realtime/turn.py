@@ -10,7 +10,7 @@ from typing import Any, assert_never
 import msgspec
 from msgspec import Struct, field
 
-from realtime.access.audit import hidden
+from realtime.access.audit import hidden, told
 from realtime.access.prices import Prices, weighted_tokens
 from realtime.access.till import Till, count
 from realtime.call import BUDGET_EXCEEDED
@@ -129,7 +129,7 @@ class Turn:
 
     async def run(self) -> None:
         """Claim the response, answer it, end it. Returns when the store has the end, or has refused it."""
-        with logs.bound(session=self._turns.name_of(self._live.id), response=self._response.id):
+        with logs.bound(session=self._turns.name_of(self._live.id), response=told(self._response.id)):
             with traces.span("response", parent=self._response.traceparent) as self._span:
                 await self._run()
 

@@ -18,7 +18,8 @@ REQUEST = "request"
 """The action that a request is of which nobody has looked what it asks for."""
 COMMAND = "session.command"
 """The action that a message is of which nobody knows what it asks for."""
-PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MADE_ID = re.compile(r"[a-z]{1,8}_[0-9a-f]{32}")
+"""An id as this server and its clients make them: chance, and no word of anybody's."""
 REFUSALS = frozenset(
     {"authentication_error", "permission_error", "not_found_error", "rate_limit_error", "budget_error"}
 )
@@ -41,8 +42,9 @@ def hidden(session_id: str) -> str:
 
 
 def told(an_id: str) -> str:
-    """What something is called in logs whose id is no credential. What can't be an id is never told as it is."""
-    return an_id if PLAIN_ID.fullmatch(an_id) else hidden(an_id)
+    """What something is called in logs whose id is no credential. One that a client has thought of may mean something,
+    and is never told as it is."""
+    return an_id if MADE_ID.fullmatch(an_id) else hidden(an_id)
 
 
 class Audit:
@@ -52,7 +54,7 @@ class Audit:
         self._hides_sessions = hides_sessions
 
     def name_of(self, session_id: str) -> str:
-        """What a session is called in all logs. What can't be an id is never told as it is."""
+        """What a session is called in all logs."""
         return hidden(session_id) if self._hides_sessions else told(session_id)
 
 

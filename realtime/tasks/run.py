@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from realtime.access.audit import hidden
+from realtime.access.audit import hidden, told
 from realtime.access.till import Till
 from realtime.call import ModelSettings
 from realtime.conversation import Message, messages
@@ -94,7 +94,7 @@ class Run:
         """Work on the task until it has ended, here or elsewhere. Cancelled, it leaves it for another worker."""
         self._live = live
         session = self._kit.name_of(live.id)
-        task = session if self.task.task_id == live.id else self.task.task_id
+        task = session if self.task.task_id == live.id else told(self.task.task_id)
         with logs.bound(session=session, task=task):
             await self._run()
 

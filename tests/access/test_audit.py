@@ -17,7 +17,10 @@ from realtime.observe import logs
 from realtime.protocol import JSON
 from tests.support.principals import known
 
+MADE = "sess_" + "0a" * 16
 ODD = [
+    "sess_1",
+    "anna-has-a-cold",
     'a"b',
     "a\nb",
     "a\r\nb",
@@ -56,14 +59,14 @@ def told(access: Access, *errors: RealtimeError | None) -> list[dict[str, object
 def test_an_access_is_told_once() -> None:
     """The first that is known of how it went counts."""
     audit = Audit(hides_sessions=False)
-    access = Access(audit, "session.read", address="127.0.0.1", session_id="sess_1")
+    access = Access(audit, "session.read", address="127.0.0.1", session_id=MADE)
     access.principal = known("ann")
     [line] = told(access, NotFound("x", "words"), None, NotFound("y", "words"))
     del line["log_level"]
     assert line == {
         "event": "session.read",
         "user": "ann",
-        "session": "sess_1",
+        "session": MADE,
         "address": "127.0.0.1",
         "allowed": False,
         "code": "x",
@@ -107,7 +110,7 @@ def test_a_task_is_named_as_its_session_where_it_is_one() -> None:
     assert line["response"] == hidden("a b")
 
 
-@pytest.mark.parametrize("session_id", ["sess_1", *ODD])
+@pytest.mark.parametrize("session_id", [MADE, *ODD])
 def test_an_id_that_is_a_credential_is_never_told(session_id: str) -> None:
     """Only a hash, by which lines of one session are found."""
     audit = Audit(hides_sessions=True)
@@ -117,8 +120,8 @@ def test_an_id_that_is_a_credential_is_never_told(session_id: str) -> None:
 
 
 @pytest.mark.parametrize("session_id", ODD)
-def test_what_can_be_no_id_is_never_told(session_id: str) -> None:
-    """Where ids are told, too: it is whatever a client has sent."""
+def test_what_a_client_has_thought_of_is_never_told(session_id: str) -> None:
+    """Where ids are told, too: only those that are made by chance."""
     assert Audit(hides_sessions=False).name_of(session_id).startswith("#")
 
 

@@ -13,7 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 
+from realtime.access.audit import hidden
 from realtime.feed import Feed
+from realtime.protocol import new_id
 from tests.access.wire import ask
 from tests.end_to_end import PATIENCE_S, Model, dialled, echo, frames_until_closed, refused
 from tests.support.client import attached
@@ -205,11 +207,12 @@ async def test_a_forgotten_cookie_is_one_line(http: httpx.AsyncClient, log: Log)
 
 async def test_a_revocation_is_one_line(http: httpx.AsyncClient, log: Log) -> None:
     """Whoever has tried it."""
-    body = {"session_id": "sess_1"}
+    session_id = new_id("sess")
+    body = {"session_id": session_id}
     await http.post("/v1/admin/revoke", json=body, headers=ANN)
     await http.post("/v1/admin/revoke", json=body, headers=bearer("root", scope="admin"))
     [first, second] = log.lines
-    assert (first["session"], second["session"]) == (None, "sess_1")
+    assert (first["session"], second["session"]) == (None, session_id)
     assert log.take() == [
         Line("admin.revoke", "ann", False, "scope_missing"),
         Line("admin.revoke", "root", True, None),
@@ -288,13 +291,14 @@ MESSAGES: list[tuple[dict[str, Any], bool, str | None]] = [
 async def test_a_message_is_one_line(
     server: RunningServer, log: Log, message: dict[str, Any], allowed: bool, code: str | None
 ) -> None:
-    """Named as it is on the wire, with the response or the task that it names."""
+    """Named as it is on the wire, with the response or the task that it names: as a hash, as a client has thought of
+    them."""
     async with attached(server, headers=ANN) as client:
         log.take()
         await client.send_raw(message)
         await log.has(1)
         named = {name: log.lines[0][name] for name in ("response", "task") if f"{name}_id" in message}
-        assert named == {name: message[f"{name}_id"] for name in named}
+        assert named == {name: hidden(message[f"{name}_id"]) for name in named}
         assert log.take() == [Line(message["type"], "ann", allowed, code)]
     assert not log.take()
 
