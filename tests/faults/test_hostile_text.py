@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from realtime.access.audit import hidden
 from tests.access.signing import SECRET, handmade_claims, token
 from tests.access.wire import ask
 from tests.end_to_end import echo
@@ -47,7 +48,7 @@ async def test_nothing_that_is_logged_can_begin_a_line() -> None:
             assert answer.status == 400
         await ask(one.port, "GET /v1/sessions/last", good)
         async with asyncio.timeout(20):
-            await one.logged('"session": "last"')
+            await one.logged(f'"session": "{hidden("last")}"')
         records = lines_of(one.log)
     assert len(records) >= 6 * len(BREAKS) + 2
     assert INJECTED not in "\n".join(one.log)

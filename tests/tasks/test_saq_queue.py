@@ -81,6 +81,7 @@ async def test_tasks_that_wait_without_a_worker_are_known(redis: RedisServer) ->
             while await server.unattended() != 1:  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(POLL_S)
             await handed.get()
+        await queue.drain()
         running.cancel()
         await asyncio.wait([running])
         await server.submit(task("four"))
@@ -192,6 +193,7 @@ async def test_a_drain_waits_for_what_runs_and_leaves_the_rest(redis: RedisServe
         draining = asyncio.create_task(queue.drain())
         async with queue_at(redis, "job") as next_queue, working(next_queue, next_work):
             await next_work.until("ended", "waits")
+            await next_queue.drain()
         assert not draining.done()
         await queue.submit(task("later"))
         work.may_end.set()
