@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realtime.access.admission import Admission
@@ -25,7 +25,7 @@ from realtime.connections import Connections
 from realtime.drain import Drain, Work
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, NotFound, RealtimeError, ServerError, StoreError, Unavailable
-from realtime.http import error_body, error_headers, send_error, send_json
+from realtime.http import error_body, error_headers, path_of, send_error, send_json
 from realtime.observe import logs, traces
 from realtime.observe.spans import Attributes, Span
 from realtime.oneshot import OneShots
@@ -91,7 +91,8 @@ def create_app(
         lifespan=lambda _app: _lifespan(site, worker),
     )
     app.router.default = _nothing
-    app.middleware_stack = edge(app.build_middleware_stack(), settings)  # outside of what answers with 500, too
+    inner = _with_socket(_socket(site), app.build_middleware_stack())
+    app.middleware_stack = edge(inner, settings)  # outside of what answers with 500, too
     app.state.engine = site.engine
     app.state.connections = site.connections
     app.state.keeper = site.parts.keeper
@@ -168,12 +169,24 @@ def _engine(settings: Settings, parts: Parts, admission: Admission, limits: Limi
     )
 
 
+def _socket(site: _Site) -> RealtimeSocket:
+    return RealtimeSocket(site.engine, site.connections, site.door, site.admission)
+
+
+def _with_socket(socket: ASGIApp, app: ASGIApp) -> ASGIApp:
+    """`app`, and `socket` for what has a path of its own: Starlette's layers take two kilobytes of each WebSocket."""
+
+    def with_socket(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        is_socket = scope["type"] == "websocket" and path_of(scope) == "/v1/realtime"
+        return (socket if is_socket else app)(scope, receive, send)
+
+    return with_socket
+
+
 def _session_routes(site: _Site) -> list[BaseRoute]:
-    socket = RealtimeSocket(site.engine, site.connections, site.door, site.admission)
     most_bytes = site.settings.max_message_bytes
     sessions = Sessions(site.engine, site.connections, site.door, site.admission, max_message_bytes=most_bytes)
     return [
-        WebSocketRoute("/v1/realtime", socket),
         _route("/v1/sessions", sessions.collection, "POST"),
         _route("/v1/sessions/{session_id}", sessions.session, "GET", "DELETE"),
         _route("/v1/sessions/{session_id}/events", sessions.events, "GET", "POST"),

@@ -114,10 +114,13 @@ class Engine:
         """Look at a session, as a participant, for as long as the block lasts. Raises `NotFound`."""
         if is_task_id(session_id):
             raise session_not_found()
-        async with self.use(session_id, principal) as live:
+        async with self.hub.use(session_id) as live:
+            check_may_see(live.state.session, principal)
+            joining: asyncio.Task[None] | None  # until it has; a task would be kept as long as the connection
             joining = self.whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
             try:
                 await asyncio.shield(joining)
+                joining = None
                 live.readers.add(reader)
                 yield live
             finally:
@@ -318,14 +321,15 @@ class Engine:
         if waiting:
             live.start_timer(min(waiting), self._look_for_viewers)
 
-    async def _leave(self, session_id: str, reader: Reader, joining: asyncio.Task[None]) -> None:
+    async def _leave(self, session_id: str, reader: Reader, joining: asyncio.Task[None] | None) -> None:
         """Tell the store that a connection is gone, after it was told that it came, and until it has heard.
 
         Where it did not say that it had heard of the join, that may still be under way.
         """
-        await asyncio.wait([joining])
+        if joining is not None:
+            await asyncio.wait([joining])
         await self._tell_left(session_id, reader)
-        if not joining.cancelled() and isinstance(joining.exception(), StoreError):
+        if joining is not None and not joining.cancelled() and isinstance(joining.exception(), StoreError):
             await asyncio.sleep(LATE_S)
             await self._tell_left(session_id, reader)
 

@@ -63,6 +63,12 @@ def error_headers(error: RealtimeError) -> Headers:
     return headers
 
 
+def path_of(scope: Scope) -> str:
+    """The path that is asked for, without what this is mounted under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def location_of(scope: Scope, path: str) -> tuple[bytes, bytes]:
     """The header that names a path of this server, wherever it is mounted."""
     return b"location", quote(scope.get("root_path", "") + path).encode()

@@ -24,7 +24,7 @@ class Hub:
 
     def sessions(self) -> Iterator[LiveSession]:
         """The sessions that are open now."""
-        return (use.live for use in list(self._sessions.values()) if use.is_open and not use.live.gone)
+        return (use.live for use in list(self._sessions.values()) if use.opening is None and not use.live.gone)
 
     @asynccontextmanager
     async def use(self, session_id: str) -> AsyncIterator[LiveSession]:
@@ -36,7 +36,9 @@ class Hub:
             use = self._sessions[session_id] = self._open(session_id)
         self.retain(use.live)
         try:
-            await asyncio.shield(use.opened)
+            if use.opening is not None:
+                await asyncio.shield(use.opening)
+                use.opening = None
             yield use.live
         finally:
             self.release(use.live)
@@ -53,7 +55,8 @@ class Hub:
         live.close()
         use = self._sessions.get(live.id)
         if use is not None and use.live is live:
-            use.opened.cancel()
+            if use.opening is not None:
+                use.opening.cancel()
             del self._sessions[live.id]
             metrics.SESSIONS.dec()
 
@@ -62,13 +65,8 @@ class Hub:
         return _Use(live, asyncio.create_task(live.open(), context=Context()))
 
 
-class _Use(Struct, frozen=True):
-    """A live session, and the future that is done once it has been read."""
+class _Use(Struct):
+    """A live session, and what reads it, until it has been read."""
 
     live: LiveSession
-    opened: asyncio.Future[None]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has been read."""
-        return self.opened.done() and not self.opened.cancelled() and self.opened.exception() is None
+    opening: asyncio.Task[None] | None

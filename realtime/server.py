@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Awaitable
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -198,6 +199,7 @@ def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
+        "interface": "asgi3",
         "lifespan": "on",
         "backlog": BACKLOG,
         "timeout_graceful_shutdown": GRACE_S if drain else max(1, round(settings.drain_s)),
@@ -210,15 +212,15 @@ def make_server(app: ASGIApp, settings: Settings, kind: type[Server] = Server) -
 def _telling(app: ASGIApp) -> ASGIApp:
     """The same, and why it could not start, or end, is logged as every error is: uvicorn would log it as a text."""
 
-    async def telling(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await app(scope, receive, send)
-            return
+    async def tell(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, partial(_send_bare, send))
         except Exception as error:
             logs.report(error)
             raise
+
+    def telling(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return (tell if scope["type"] == "lifespan" else app)(scope, receive, send)
 
     return telling
 

@@ -117,9 +117,15 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
             self._abort_later()
         await super().send(message)
         if message["type"] == "websocket.accept":
-            del self.request, self.response
+            self._forget_handshake()
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = True  # a refusal is an answer too, and no fault to be logged
+
+    def _forget_handshake(self) -> None:
+        """A parser holds on to the request, and attributes that are set one by one to twice the room that they need."""
+        self.request.headers.clear()
+        del self.request, self.response
+        self.__dict__ = {**self.__dict__}
 
     async def receive(self) -> ASGIReceiveEvent:
         """As uvicorn's; then the next of what has come is taken apart."""
@@ -139,8 +145,8 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         while self._unread and not self._is_failed and (self.close_sent or self.queue.empty()):
             piece, self._unread = self._unread[:SLICE_BYTES], self._unread[SLICE_BYTES:]
             super().data_received(piece)  # type: ignore[arg-type]  # whatever can be added to a bytearray
-        if self._is_failed:
-            self._unread = NOTHING
+        if self._is_failed or not self._unread:
+            self._unread = NOTHING  # an empty piece holds on to the whole
 
     def send_receive_event_to_app(self) -> None:
         """As uvicorn's, which logs a traceback for text that is not UTF-8."""

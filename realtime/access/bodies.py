@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from realtime.access.audit import tell_refused
 from realtime.errors import InvalidRequest
-from realtime.http import body_too_large, send_error
+from realtime.http import body_too_large, path_of, send_error
 
 
 class UnsupportedEncoding(InvalidRequest):
@@ -28,18 +28,17 @@ class BodyCheck:
         self._app = app
         self._limits_bytes = limits_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Refuse with 413 or 415, or pass on."""
         error = self._fault(scope) if scope["type"] == "http" else None
         if error is None:
-            await self._app(scope, receive, send)
-        else:
-            tell_refused(scope, error)
-            await send_error(send, error)
+            return self._app(scope, receive, send)
+        tell_refused(scope, error)
+        return send_error(send, error)
 
     def _fault(self, scope: Scope) -> InvalidRequest | None:
         headers = dict(scope["headers"])
-        asked = scope["path"].removeprefix(scope.get("root_path", ""))
+        asked = path_of(scope)
         limit = next(limit for path, limit in self._limits_bytes.items() if asked.startswith(path))
         if int(headers.get(b"content-length", b"0")) > limit:  # the server has refused what is no number
             return body_too_large(limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from realtime.http import Headers
@@ -27,7 +29,7 @@ class ResponseHeaders:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass on."""
         usual = OVER_TLS if scope.get("scheme") in {"https", "wss"} else USUAL
 
@@ -38,4 +40,4 @@ class ResponseHeaders:
                 message["headers"] = given + [pair for pair in usual if pair[0] not in names]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        return self._app(scope, receive, send_with_headers)

@@ -9,7 +9,7 @@ change it; CORS does not cover WebSockets, so the server itself has to look. Wha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,18 +40,16 @@ class OriginCheck:
         self._hosts = hosts
         self._origins = origins
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Refuse with 403, or pass on."""
         if scope["type"] not in {"http", "websocket"}:
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         try:
             self._check_page(scope, self._checked_host(scope))
         except PermissionDenied as error:
             tell_refused(scope, error)
-            await (send_error if scope["type"] == "http" else refuse_upgrade)(send, error)
-        else:
-            await self._app(scope, receive, send)
+            return (send_error if scope["type"] == "http" else refuse_upgrade)(send, error)
+        return self._app(scope, receive, send)
 
     def _checked_host(self, scope: Scope) -> str:
         hosts = _values(scope, b"host")
