@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +25,7 @@ from tests.access.signing import SECRET, token
 from tests.end_to_end import PATIENCE_S, Model, echo
 from tests.faults.test_frames import CLOSE, PING, PONG, TEXT, RawSocket, frame, message, raw
 from tests.support.client import attached
+from tests.support.memory import resident_bytes
 from tests.support.server import RunningServer, running_server
 
 DEFAULTS = Settings()
@@ -47,12 +47,6 @@ MAX_GROWTH_BYTES = 16 * 1024 * 1024
 BEARER = f"Authorization: Bearer {token(sub='flooder', exp=2**32)}\r\n"
 
 
-def resident_bytes() -> int:
-    """How much memory this process has, the clients in it too."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 @asynccontextmanager
 async def flooded() -> AsyncIterator[RunningServer]:
     """A server with the limits that it is shipped with, in which somebody else gets an answer token by token."""
@@ -61,6 +55,7 @@ async def flooded() -> AsyncIterator[RunningServer]:
         async with attached(server, bearer=token(sub="other", exp=2**32)) as other:
             response_id = await other.respond()
             turn = await model.turn()
+            gc.collect()
             before = resident_bytes()
             talking = asyncio.create_task(talk(turn.say))
             try:
@@ -68,6 +63,7 @@ async def flooded() -> AsyncIterator[RunningServer]:
             finally:
                 talking.cancel()
                 await asyncio.wait([talking])
+            gc.collect()
             grown = resident_bytes() - before
             turn.end("end")
             async with asyncio.timeout(PATIENCE_S):

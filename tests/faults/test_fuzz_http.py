@@ -15,7 +15,6 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +26,7 @@ from tests.end_to_end import ERROR_TYPES, PATIENCE_S, echo
 from tests.faults.test_frames import BINARY, CONT, TEXT, frame, handshake, message
 from tests.faults.test_fuzz import CANARY, FRAMES, MESSAGES, SEED, Mutator
 from tests.support.client import attached
+from tests.support.memory import resident_bytes
 from tests.support.server import RunningServer, running_server
 
 COUNT = FRAMES // 4
@@ -170,11 +170,13 @@ async def fuzzed(capfd: pytest.CaptureFixture[str], watch: Watch) -> AsyncIterat
     bearer = token(sub="fuzzer", scope="session task oneshot admin", exp=2**32)
     async with running_server(echo, session_ttl_s=TTL_S, task_ttl_s=TTL_S, auth_secret=SECRET) as server:
         async with attached(server, bearer=token(sub="bystander", exp=2**32)) as bystander:
+            gc.collect()
             before = resident_bytes()
             yield server, bearer
             async with asyncio.timeout(PATIENCE_S):
                 assert await bystander.answer("unharmed") == "unharmed"
             assert [event for event in bystander.transcript.events if event["type"] == "error"] == []
+            gc.collect()
             grown = resident_bytes() - before
             assert grown < MAX_GROWTH_BYTES
     output = "".join(capfd.readouterr())
@@ -191,12 +193,6 @@ def batches(size: int) -> Iterator[int]:
     """So many at a time, until all are sent."""
     for sent in range(0, COUNT, size):
         yield min(size, COUNT - sent)
-
-
-def resident_bytes() -> int:
-    """How much memory this process has."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def judge(status: int, body: bytes) -> str:

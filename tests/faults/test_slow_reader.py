@@ -29,6 +29,7 @@ from realtime.server import listen, make_server
 from realtime.settings import Settings
 from tests.support.client import attached
 from tests.support.limits import GENEROUS
+from tests.support.memory import resident_bytes
 from tests.support.server import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,14 +284,6 @@ async def listening(port: int) -> None:
         with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
             return
         await asyncio.sleep(0.01)
-
-
-def resident_bytes(pid: int, field: str) -> int:
-    """A process's memory, from /proc: `VmRSS` now, `VmHWM` at its peak."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(field)
 
 
 def main(letter: str) -> None:
