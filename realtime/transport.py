@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -110,8 +111,11 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         self._late = 0
         self._unread = NOTHING
 
-    async def send(self, message: ASGISendEvent) -> None:
+    def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
         """As uvicorn's, but a close waits for nobody, and what was needed for the handshake does not outlive it."""
+        return super().send(message) if message["type"] == "websocket.send" else self._send_other(message)
+
+    async def _send_other(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close":
             self.writable.set()
             self._abort_later()

@@ -33,11 +33,11 @@ class ResponseHeaders:
         """Pass on."""
         usual = OVER_TLS if scope.get("scheme") in {"https", "wss"} else USUAL
 
-        async def send_with_headers(message: Message) -> None:
+        def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] in STARTS:
                 given = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in given}
                 message["headers"] = given + [pair for pair in usual if pair[0] not in names]
-            await send(message)
+            return send(message)
 
         return self._app(scope, receive, send_with_headers)
