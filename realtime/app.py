@@ -138,11 +138,11 @@ def _site(settings: Settings, parts: Parts) -> _Site:
         door=Door(parts.verifier, revocations, parts.audit),
         admission=admission,
         limits=limits,
-        engine=_engine(settings, parts, admission, limits),
+        engine=_engine(settings, parts, admission, revocations, limits),
     )
 
 
-def _engine(settings: Settings, parts: Parts, admission: Admission, limits: Limits) -> Engine:
+def _engine(settings: Settings, parts: Parts, admission: Admission, revocations: Revocations, limits: Limits) -> Engine:
     desk = Desk(parts.registry, parts.store, parts.queue, ttl_s=settings.task_ttl_s)
     turns = Turns(
         instance=parts.lease.instance,
@@ -163,6 +163,7 @@ def _engine(settings: Settings, parts: Parts, admission: Admission, limits: Limi
         turns,
         desk,
         admission,
+        revocations,
         defaults=_defaults(settings, parts.model.default_model),
         limits=limits,
         ttl_s=settings.session_ttl_s,

@@ -95,9 +95,9 @@ class Connections:
 
     @contextmanager
     def holding(self, connection: Held) -> Iterator[None]:
-        """Count a connection as open for as long as the block lasts. Raises `AuthenticationError` for one whose token
-        was taken back since it was looked at."""
-        if self._is_revoked(connection.principal, connection.session_id):
+        """Count a connection as open for as long as the block lasts. Raises `AuthenticationError` for one whose user's
+        tokens were taken back since it was looked at; that of a session is to be asked for inside of the block."""
+        if self._is_revoked(connection.principal, None):
             raise revoked()
         self._held.add(connection)
         metrics.CONNECTIONS_OPENED.labels(connection.transport).inc()
@@ -127,7 +127,8 @@ class Connections:
             tell_deliveries()
 
     def drop_revoked(self) -> None:
-        """Drop the connections whose tokens count no more."""
+        """Drop the connections whose tokens count no more. One that is not let into its session yet is told nothing of
+        it, unless it is."""
         for one in [one for one in self._held if self._is_revoked(one.principal, one.session_id)]:
             _drop(one, Closing.told(revoked()))
 

@@ -13,6 +13,7 @@ import msgspec
 
 from realtime.access.admission import Admission
 from realtime.access.principal import Principal
+from realtime.access.revocations import Revocations
 from realtime.access.rules import check_may_see
 from realtime.access.till import Purse
 from realtime.background import Background
@@ -56,6 +57,7 @@ class Engine:
         turns: Turns,
         desk: Desk,
         admission: Admission,
+        revocations: Revocations,
         *,
         defaults: Session,
         limits: Limits,
@@ -69,6 +71,7 @@ class Engine:
         """Whether nothing is started here any more."""
         self.commands = Commands(store, self, desk, admission, turns, defaults=defaults, limits=limits, ttl_s=ttl_s)
         self._turns = turns
+        self._revocations = revocations
         self._admitted: dict[str, dict[str, Purse]] = {}
         """By session and response: what is held for responses that were created here and do not run yet."""
         self._ttl_s = ttl_s
@@ -104,18 +107,24 @@ class Engine:
 
     @asynccontextmanager
     async def use(self, session_id: str, principal: Principal) -> AsyncIterator[LiveSession]:
-        """Use a session that the principal may see. Raises `NotFound` for any other, there or not."""
+        """Use a session that the principal may see. Raises `NotFound` for any other, there or not, and
+        `AuthenticationError` where their token counts no more for it."""
         async with self.hub.use(session_id) as live:
-            check_may_see(live.state.session, principal)
+            self.check_may_see(live, principal)
             yield live
+
+    def check_may_see(self, live: LiveSession, principal: Principal) -> None:
+        """Raise what `use` raises, if by now the principal may not use the session any more."""
+        check_may_see(live.state.session, principal)
+        self._revocations.check(principal, live.id)  # after that: a stranger is not told of it
 
     @asynccontextmanager
     async def attach(self, session_id: str, reader: Reader, principal: Principal) -> AsyncIterator[LiveSession]:
-        """Look at a session, as a participant, for as long as the block lasts. Raises `NotFound`."""
+        """Look at a session, as a participant, for as long as the block lasts. Raises as `use`."""
         if is_task_id(session_id):
             raise session_not_found()
         async with self.hub.use(session_id) as live:
-            check_may_see(live.state.session, principal)
+            self.check_may_see(live, principal)
             joining: asyncio.Task[None] | None  # until it has; a task would be kept as long as the connection
             joining = self.whole(live, self.store.join(session_id, Viewer(reader.participant, self.instance)))
             try:

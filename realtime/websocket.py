@@ -69,7 +69,7 @@ class RealtimeSocket:
     async def _identify(self, access: Access, scope: Scope, opening: Opening) -> RealtimeError | None:
         """Find out who it is; returns the error that refuses them."""
         try:
-            access.principal = await self._door.identify(scope, opening.session_id)
+            access.principal = await self._door.identify(scope)
             check_scope(access.principal, SESSION)
             if opening.session_id is None:
                 check_no_guest(access.principal)

@@ -53,9 +53,11 @@ class Door:
         """An access that begins, to be told in the audit log."""
         return Access(self.audit, action, address=client_address(scope), session_id=session_id)
 
-    async def identify(self, scope: Scope, session_id: str | None = None) -> Principal:
-        """Who sends a request, for `session_id`. Raises `AuthenticationError`, and `Unavailable` where that can't be
-        found out now."""
+    async def identify(self, scope: Scope) -> Principal:
+        """Who sends a request. Raises `AuthenticationError`, and `Unavailable` where that can't be found out now.
+
+        Of revocations only the user's count here: one of a session is told to those alone who may see that.
+        """
         address = client_address(scope)
         if self._verifier is None:
             return Principal(address=address)
@@ -63,17 +65,17 @@ class Door:
         if token is None:
             raise AuthenticationError("token_required", "A token is needed: as a bearer, a subprotocol or a cookie.")
         principal = _principal(await self._verifier.verify(token), address)
-        self._revocations.check(principal, session_id)
+        self._revocations.check(principal, None)
         return principal
 
-    def _checking(self, receive: Receive, principal: Principal, session_id: str | None) -> Receive:
+    def _checking(self, receive: Receive, principal: Principal) -> Receive:
         """The same; it raises `AuthenticationError` at the end of a body that has taken its time, if the token of who
         sent it counts no more by then."""
 
         async def receive_checked() -> Message:
             message = await receive()
             if message["type"] == "http.request" and not message.get("more_body"):
-                self._revocations.check(principal, session_id)
+                self._revocations.check(principal, None)
                 if principal.expires_at is not None and principal.expires_at <= time.time():
                     raise AuthenticationError("token_expired", "The token has expired.")
             return message
@@ -116,12 +118,12 @@ class Door:
         if session_id is not None:
             logs.bind(session=self.audit.name_of(session_id))
         try:
-            access.principal = await self.identify(scope, session_id)
+            access.principal = await self.identify(scope)
             if action.scope is not None:
                 check_scope(access.principal, action.scope)
             if not action.guests:
                 check_no_guest(access.principal)
-            await work(access, scope, self._checking(receive, access.principal, session_id), send)
+            await work(access, scope, self._checking(receive, access.principal), send)
         except RealtimeError as error:
             access.tell(error)
             if isinstance(error, RateLimited):

@@ -136,6 +136,7 @@ class TaskEndpoints:
             await stream.open(read_position(scope, task_id))
             async with self._admission.connection(access.principal, new_id("conn")):
                 with self._connections.holding(stream):
+                    self._engine.check_may_see(live, access.principal)
                     access.tell()
                     await while_connected(receive, stream.run())
 

@@ -120,7 +120,7 @@ async def test_without_keys_everybody_is_anonymous(revocations: Revocations) -> 
 )
 async def test_what_may_replace_a_token(door: Door, before: Any, after: Any, code: str | None) -> None:
     """What allows no more, and what is needed to be there at all."""
-    principal = await door.identify(shown(token("ann", **before)), "sess_1")
+    principal = await door.identify(shown(token("ann", **before)))
     if code is None:
         fresh = await door.refresh(principal, token("ann", **after), "sess_1")
         assert fresh.scopes <= principal.scopes
@@ -132,7 +132,7 @@ async def test_what_may_replace_a_token(door: Door, before: Any, after: Any, cod
 
 async def test_a_token_that_was_taken_back_replaces_none(door: Door, revocations: Revocations) -> None:
     """For the user, and for the session that is looked at."""
-    principal = await door.identify(shown(token("ann")), "sess_1")
+    principal = await door.identify(shown(token("ann")))
     await revocations.revoke(session_id="sess_1")
     with pytest.raises(AuthenticationError) as refused:
         await door.refresh(principal, token("ann"), "sess_1")

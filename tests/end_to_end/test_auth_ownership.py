@@ -266,6 +266,24 @@ async def test_what_was_erased_looks_like_what_never_was(site: Site, who: str) -
         assert await verb(site, site.ids, bearer(who)) == await verb(site, nowhere, bearer(who)), name
 
 
+async def test_what_was_revoked_looks_like_what_never_was(site: Site) -> None:
+    """To those whose it is not; who could have used it, the owner or a guest, is told."""
+    strangers = others(site)
+    insiders = [bearer("ann"), bearer("gus", session_id=site.ids.session)]
+    revoked = {"session_id": site.ids.session}
+    answer = await site.http.post("/v1/admin/revoke", json=revoked, headers=bearer("root", scope="admin"))
+    assert answer.status_code == 204
+    nowhere = made_up(site.ids, random.Random(1))
+    for name, verb in VERBS.items():
+        for shown in strangers:
+            assert await verb(site, site.ids, shown) == await verb(site, nowhere, shown), name
+    for shown in insiders:
+        for name in ("show", "stream", "attach", "show a task", "stream a task", "item", "erase"):
+            answer = await VERBS[name](site, site.ids, shown)
+            assert answer[0] in {401, 4401}, (name, answer)
+            assert "token_revoked" in str(answer), name
+
+
 @asynccontextmanager
 async def expired() -> AsyncIterator[tuple[RunningServer, str]]:
     """A server, and a session of Ann's whose keys are not there any more, as after their time."""

@@ -176,13 +176,14 @@ async def test_what_ran_for_the_last_connection_is_cancelled() -> None:
                 await turn.closed.wait()
 
 
-async def test_who_is_let_in_meanwhile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("subject", ["user", "session_id"])
+async def test_who_is_let_in_meanwhile_is_found(monkeypatch: pytest.MonkeyPatch, subject: str) -> None:
     """A token that is taken back between the look at it and the opening of its connection, whichever that is."""
     admitted = Admission.connection
 
     @asynccontextmanager
     async def late(self: Admission, principal: Principal, name: str) -> AsyncIterator[None]:
-        await revoke(server, user="ann")
+        await revoke(server, **{subject: {"user": "ann", "session_id": session_id}[subject]})
         async with admitted(self, principal, name):
             yield
 
