@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct
@@ -107,6 +108,8 @@ class Commands:
         self._defaults = defaults
         self._limits = limits
         self._ttl_s = ttl_s
+        self._under_way: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
+        """By session, user and `event_id`: held by the command that is being carried out."""
 
     async def create(self, principal: Principal, overrides: Overrides | None = None) -> str:
         """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not
@@ -151,8 +154,8 @@ class Commands:
     async def execute(self, live: LiveSession, command: Command, principal: Principal) -> Outcome:
         """Carry out a principal's command: append what it comes to. Raises the `RealtimeError` that refuses it.
 
-        A command whose `event_id` was carried out before does nothing. Cancelled, it was carried out whole or not at
-        all.
+        A command whose `event_id` was carried out before does nothing; while it is being carried out here, it is waited
+        for. Cancelled, it was carried out whole or not at all.
         """
         if self._works.draining and isinstance(command, self._begins_here):
             raise Unavailable("draining", "This instance is shutting down; another one takes it.", retry_after_ms=1000)
@@ -160,9 +163,17 @@ class Commands:
         ticket = self._admission.ticket(principal)
         try:
             with traces.span(tag_of(command), kind="SERVER"):
-                return await self._carry_out(asked, ticket)
+                async with self._alone(asked):
+                    return await self._carry_out(asked, ticket)
         finally:
             ticket.give_back()
+
+    def _alone(self, asked: _Asked) -> AbstractAsyncContextManager[object]:
+        """Has whoever sends the same command meanwhile wait: what it takes is not taken twice, nor refused to one."""
+        if asked.command.event_id is None:
+            return nullcontext()
+        key = asked.live.id, asked.principal.user, asked.command.event_id
+        return self._under_way.setdefault(key, asyncio.Lock())
 
     def _checked(self, live: LiveSession, command: Command, principal: Principal) -> _Asked:
         task_input = ""

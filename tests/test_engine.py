@@ -673,6 +673,44 @@ class HangingStore(MemoryStore):
         await super().append(session_id, writes, command, keep_s=keep_s)
 
 
+@pytest.mark.parametrize("limits", [{"max_responses_per_user": 1}, {"rate_responses": "1/hour"}])
+async def test_what_a_command_takes_is_not_refused_to_its_like(limits: dict[str, Any]) -> None:
+    """Sent again while it is being carried out, it waits for that, and is told the same."""
+    responder, store = Gated(), HangingStore()
+    responder.gate.set()
+    async with running_engine(responder, store=store, **limits) as engine:
+        async with opened(engine) as tab:
+            store.gate.clear()
+            command = ResponseCreate(response_id="r", input="go", event_id="evt_1")
+            sent = [asyncio.create_task(engine.commands.execute(tab.live, command, ANN)) for _ in range(3)]
+            await turns_of_the_loop()
+            assert not any(one.done() for one in sent)
+            store.gate.set()
+            outcomes = await asyncio.gather(*sent)
+            assert [one.duplicate for one in outcomes] == [False, True, True]
+            assert {one.made.response_id for one in outcomes} == {"r"}
+            await tab.done("r")
+        await engine.settled()
+    assert len(engine.commands._under_way) == 0
+
+
+async def test_what_was_refused_to_a_command_is_asked_again_by_its_like() -> None:
+    """One that waited is carried out by itself, if the one before was not."""
+    responder, store = Gated(), Faulty()
+    responder.gate.set()
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            store.faults = ["before"]
+            command = ResponseCreate(response_id="r", input="go", event_id="evt_1")
+            sent = [engine.commands.execute(tab.live, command, ANN) for _ in range(2)]
+            first, second = await asyncio.gather(*sent, return_exceptions=True)
+            assert isinstance(first, StoreError)
+            assert not isinstance(second, BaseException)
+            assert not second.duplicate
+            await tab.done("r")
+        await engine.settled()
+
+
 async def test_a_viewer_that_leaves_while_it_comes_is_gone() -> None:
     """The store hears of the leave after the join, however long that takes: it counts nobody who isn't there."""
     store = HangingStore()
