@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -11,8 +12,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode as WireCloseCode
 from websockets.frames import Frame
+from websockets.http11 import Response
+from websockets.server import ServerProtocol
 
 from realtime.access.arrivals import Arrivals
+from realtime.access.headers import USUAL
 from realtime.access.rates import Allowance, Rate
 from realtime.doorbell import Doorbell
 
@@ -30,7 +34,6 @@ HEAD_TIMEOUT_S = 10.0
 """How long the head of a request may take."""
 MAX_HEAD_BYTES = 32 * 1024
 """How long the head of a request may be."""
-TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 NOTHING = memoryview(b"")
 
 
@@ -95,6 +98,16 @@ class Gate:
             await self._waiters[-1]
 
 
+class Handshake(ServerProtocol):
+    """As websockets', whose refusals of upgrades carry what every answer does."""
+
+    def reject(self, status: HTTPStatus | int, text: str) -> Response:
+        """As websockets'."""
+        refusal = super().reject(status, text)
+        refusal.headers.update((name.decode(), value.decode()) for name, value in USUAL)
+        return refusal
+
+
 class StallProofProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, whose every end is bounded in time, and which keeps less per connection.
 
@@ -104,6 +117,7 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = Handshake(max_size=self.config.ws_max_size, logger=self.logger)
         self.queue = Mailbox()  # type: ignore[assignment]  # all of a queue that uvicorn uses
         self.writable = Gate()  # type: ignore[assignment]  # all of an event that it uses
         self._pings: Allowance | None = None  # once there is one
@@ -143,6 +157,7 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         self._unread = memoryview(bytes(self._unread) + data)
         self._take_apart()
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
 
     def _take_apart(self) -> None:
@@ -284,8 +299,7 @@ class PunctualHttpProtocol(HttpToolsProtocol):
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
             if self._has_endless_head():
-                self.transport.write(TOO_LONG)
-                self.transport.close()
+                self._refuse("431 Request Header Fields Too Large", "")
                 return
         if data:
             super().data_received(data)
@@ -293,10 +307,23 @@ class PunctualHttpProtocol(HttpToolsProtocol):
     def _has_endless_head(self) -> bool:
         return self._head_bytes is not None and self._head_bytes >= MAX_HEAD_BYTES
 
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, with what every answer carries."""
+        self._refuse("400 Bad Request", msg)
+
+    def _refuse(self, status: str, text: str) -> None:
+        headers = [*USUAL, (b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+        headers.append((b"content-length", b"%d" % len(text)))
+        head = b"".join(b"%s: %s\r\n" % pair for pair in headers)
+        self.transport.write(b"HTTP/1.1 %s\r\n%s\r\n%s" % (status.encode(), head, text.encode()))
+        self.transport.close()
+
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """A request begins: what came until now in one piece with it counts as its head's."""
         super().on_message_begin()
+        head_bytes = self._head_bytes
         self._expect_head()
+        self._head_bytes = head_bytes or 0
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from realtime.responders.base import Request
-from tests.access.wire import UPGRADE, Answer, ask, telling_server
+from realtime.transport import MAX_HEAD_BYTES
+from tests.access.wire import PATIENCE_S, UPGRADE, Answer, ask, read_answer, telling_server
 from tests.end_to_end import echo
 from tests.support.client import attached
 from tests.support.server import RunningServer, running_server
@@ -155,6 +157,47 @@ async def test_every_answer_has_them_once(
         ["camera=(), display-capture=(), geolocation=(), microphone=(self), payment=(), usb=()"] if is_page else []
     )
     assert answer.all("strict-transport-security") == []
+    assert answer.all("server") == []
+
+
+LONG = b"x: " + b"x" * 9000
+"""A header that is longer than `websockets` takes one."""
+ENDLESS = b"GET /healthz HTTP/1.1\r\n".ljust(MAX_HEAD_BYTES, b"x")
+
+
+def head(line: bytes, *headers: bytes) -> bytes:
+    """The head of a request."""
+    return b"\r\n".join([line + b" HTTP/1.1", b"Host: 127.0.0.1", *headers, b"", b""])
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (head(b"GET /healthz", b"no header"), 400),
+        (head(b"GET /healthz", b"Content-Length: x"), 400),
+        (ENDLESS, 431),
+        (head(b"GET /v1/realtime", *UPGRADE, LONG), 431),
+        (head(b"GET /v1/realtime?" + b"x" * 9000, *UPGRADE), 414),
+        (head(b"POST /v1/realtime", *UPGRADE), 405),
+        (head(b"GET /v1/realtime", *UPGRADE[:2]), 400),
+        (head(b"GET /v1/realtime", *UPGRADE[:3], b"Sec-WebSocket-Key: x"), 400),
+    ],
+)
+async def test_what_reaches_no_application_has_them_too(server: RunningServer, sent: bytes, status: int) -> None:
+    """Requests that can't be parsed, heads that are too large, upgrades that are none."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await read_answer(reader)
+            assert await reader.read() == b""
+    finally:
+        writer.close()
+    assert answer.status == status
+    for name, value in {**EVERYWHERE, "content-security-policy": NOTHING, "cache-control": "no-store"}.items():
+        assert answer.all(name) == [value], name
+    assert answer.all("connection") == ["close"]
     assert answer.all("server") == []
 
 
