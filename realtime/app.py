@@ -143,7 +143,9 @@ def _site(settings: Settings, parts: Parts) -> _Site:
 
 
 def _engine(settings: Settings, parts: Parts, admission: Admission, revocations: Revocations, limits: Limits) -> Engine:
-    desk = Desk(parts.registry, parts.store, parts.queue, ttl_s=settings.task_ttl_s)
+    desk = Desk(
+        parts.registry, parts.store, parts.queue, ttl_s=settings.task_ttl_s, most_per_payer=settings.max_tasks_per_user
+    )
     turns = Turns(
         instance=parts.lease.instance,
         responder=parts.model.responder,

@@ -20,7 +20,7 @@ from realtime.access.rules import permit
 from realtime.access.till import Purse
 from realtime.control import CancelResponse
 from realtime.conversation import Message, messages
-from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
+from realtime.errors import ConflictError, NotFound, RateLimited, RealtimeError, StoreError, Unavailable
 from realtime.live import RETRY_S, LiveSession
 from realtime.observe import metrics, traces
 from realtime.protocol import (
@@ -143,9 +143,9 @@ class Commands:
         task = TaskRef(task_id, task_id, name)
         await self._store.create(session, ttl_s=self._desk.ttl_s)
         try:
-            await self._desk.announce([task])
+            await self._desk.announce(task, principal.payer)
             await self._store.append(task_id, [Write(SESSION_CHANNEL, [created], expect=0)])
-        except StoreError:
+        except RealtimeError:
             self._works.spawn(self._unmake(task_id))  # it may be there, and nobody knows its id
             raise
         self._works.spawn(self._desk.submit(task))
@@ -213,8 +213,8 @@ class Commands:
                 await live.refresh()
             except CommandSeen:
                 continue
-            except (NotFound, ConflictError):
-                raise  # the store has refused it
+            except (NotFound, ConflictError, RateLimited):
+                raise  # it was refused
             except BaseException:
                 ticket.drop()  # it may have been carried out
                 raise
@@ -295,9 +295,11 @@ class Commands:
     async def _commit(self, live: LiveSession, writes: Sequence[Write], record: CommandRecord | None) -> None:
         """Append what was decided, and start what may start."""
         events = [entry for write in writes for entry in write.entries]
-        tasks = [TaskRef(live.id, event.task.id, event.task.name) for event in events if isinstance(event, TaskCreated)]
+        created = [event for event in events if isinstance(event, TaskCreated)]
+        tasks = [TaskRef(live.id, event.task.id, event.task.name) for event in created]
         try:
-            await self._desk.announce(tasks)
+            for task, one in zip(tasks, created, strict=True):
+                await self._desk.announce(task, one.payer)
             if writes or record:
                 await self._store.append(live.id, writes, record, keep_s=self._desk.ttl_s if tasks else 0.0)
         except StoreError:

@@ -35,7 +35,7 @@ from realtime.session import (
     ResponseState,
     TaskState,
 )
-from realtime.store.base import PositionConflict, Store, Viewer, Write
+from realtime.store.base import PositionConflict, Store, TaskRef, Viewer, Write
 from realtime.tasks.desk import Desk
 from realtime.turn import STOP_TIMEOUT_S, End, Turn, Turns
 
@@ -179,6 +179,8 @@ class Engine:
         self._let_go(live)
         if live.gone:
             self._end_all(live, _cancelled(f"session_{live.gone.reason}"))
+            if live.state.unfinished_tasks:
+                self.spawn(self._forget_tasks(live))
             self._keep_open(live)
             return
         if live.state.closed:
@@ -281,6 +283,13 @@ class Engine:
         done = TaskDone(task_id=task.id, status="cancelled", for_event_id=event_id, at=timestamp())
         with suppress(PositionConflict, RealtimeError):  # it has begun, or whoever would begin it finds out
             await self.store.append(live.id, [Write(task.id, [done], expect=0)])
+            await self.store.untrack([TaskRef(live.id, task.id, task.name)])
+
+    async def _forget_tasks(self, live: LiveSession) -> None:
+        """The session is gone: nobody has to look after its tasks, and they take up nobody's place."""
+        tasks = [TaskRef(live.id, one.id, one.name) for one in live.state.unfinished_tasks.values()]
+        with suppress(StoreError):  # then they are found to be over
+            await self.store.untrack(tasks)
 
     def _stop(self, live: LiveSession, response: ResponseState, end: End) -> None:
         turn = self._running.get(live.id, {}).get(response.id)

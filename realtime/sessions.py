@@ -87,7 +87,7 @@ class Sessions:
         session_id = session_id_in(scope)
         async with self._engine.use(session_id, access.principal) as live:
             check_owner(live.state.session, access.principal)
-        await self._engine.store.erase(session_id)
+            await self._engine.store.erase(session_id)  # while it is in use: its tasks are let go of then
         await send_nothing(send)
 
     async def _command(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:

@@ -113,6 +113,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Connections from one address at once, over all instances."""
     max_responses_per_user: Positive = 4
     """Responses and one-shot calls of one user at once, waiting ones too; of one address where users are anonymous."""
+    max_tasks_per_user: Positive = 30
+    """Tasks of one user that run or wait, over all instances; of one address where users are anonymous."""
     rate_responses: Annotated[str, Meta(pattern=RATE)] = "10/minute"
     """How many responses a user may ask for; an address where users are anonymous. So with the next three."""
     rate_oneshots: Annotated[str, Meta(pattern=RATE)] = "30/minute"

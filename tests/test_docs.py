@@ -438,6 +438,7 @@ def test_limits_agree() -> None:
         "connections of a user": defaults.max_connections_per_user,
         "connections from an address": defaults.max_connections_per_address,
         "responses and one-shot calls of a user at once": defaults.max_responses_per_user,
+        "tasks of a user that run or wait": defaults.max_tasks_per_user,
         "a one-shot body": defaults.max_body_bytes,
         "the time for a body": int(http.BODY_TIMEOUT_S),
     }

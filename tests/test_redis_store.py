@@ -80,3 +80,18 @@ async def test_of_ten_thousand_tasks_each_is_found_once(redis: RedisServer) -> N
             assert sorted(found) == tasks
             await store.untrack(found)
             assert await store.tracked() == 0
+
+
+async def test_a_task_that_an_older_version_has_forgotten_takes_nobodys_place(redis: RedisServer) -> None:
+    """It knows the index alone, and not whose a task is. Whoever is untracked leaves nothing behind."""
+    tasks = [TaskRef(SESSION, f"task_{number}", "analyse") for number in range(3)]
+    async with RedisStore(redis.url) as store:
+        assert await store.track(tasks[0], 0.0, "user:ann", 1)
+        assert not await store.track(tasks[1], 0.0, "user:ann", 1)
+        await redis.command("DEL", "rt:tasks")
+        assert await store.track(tasks[1], 0.0, "user:ann", 1)
+        assert not await store.track(tasks[2], 0.0, "user:ann", 1)
+        for name in ("payers", "shares"):
+            assert await redis.command("TTL", f"rt:{{rt:tasks}}:{name}") > 86_400
+        await store.untrack(tasks)
+        assert await redis.command("DBSIZE") == 0

@@ -243,9 +243,12 @@ class Store(Protocol):
     async def living(self, instances: Collection[str]) -> set[str]:
         """Those of the instances that have signed and whose leases have not run out."""
 
-    async def track(self, task: TaskRef, due_s: float) -> None:
+    async def track(self, task: TaskRef, due_s: float, payer: str | None = None, most: int = 0) -> bool:
         """Remember a task that is about to be recorded: it has to be looked after in `due_s`, unless it is untracked
         before. For one that is remembered already this is its new time.
+
+        Where there is a `payer`, of whose tasks `most` others are remembered already, nothing is done; returns whether
+        something was. In one step: of many that call at once no more get through than there is room for.
 
         All is forgotten once the index was not used for a day and twice as long as any session or task lives that has
         the store's own time to live.

@@ -79,15 +79,22 @@ class _Tasks:
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
         self._due: dict[TaskRef, float] = {}
+        self._payers: dict[TaskRef, str] = {}
         self._deadline = 0.0
 
-    def track(self, task: TaskRef, now: float, due: float) -> None:
+    def track(self, task: TaskRef, now: float, due: float, payer: str | None, most: int) -> bool:
+        if payer is not None and task not in self._payers:
+            if sum(one == payer for one in self._payers.values()) >= most:
+                return False
+            self._payers[task] = payer
         self._due[task] = due
         self._deadline = now + self._ttl_s
+        return True
 
     def untrack(self, tasks: Sequence[TaskRef]) -> None:
         for task in tasks:
             self._due.pop(task, None)
+            self._payers.pop(task, None)
 
     def overdue(self, now: float, again: float, limit: int) -> list[TaskRef]:
         self._deadline = now + self._ttl_s
@@ -100,6 +107,7 @@ class _Tasks:
         """Forget them all if it is long ago that somebody cared."""
         if self._deadline <= now:
             self._due.clear()
+            self._payers.clear()
 
     def __len__(self) -> int:
         return len(self._due)
@@ -201,9 +209,9 @@ class MemoryStore:
         now = self._clock()
         return {instance for instance in instances if self._instances.get(instance, 0.0) > now}
 
-    async def track(self, task: TaskRef, due_s: float) -> None:
+    async def track(self, task: TaskRef, due_s: float, payer: str | None = None, most: int = 0) -> bool:
         now = self._clock()
-        self._tasks.track(task, now, now + due_s)
+        return self._tasks.track(task, now, now + due_s, payer, most)
 
     async def untrack(self, tasks: Sequence[TaskRef]) -> None:
         self._tasks.untrack(tasks)

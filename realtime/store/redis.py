@@ -7,6 +7,7 @@ its own process itself, at once; those of others hear of it over the bus.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -43,7 +44,7 @@ from realtime.store.base import (
 )
 from realtime.store.redis_bus import Bus
 from realtime.store.redis_calls import Calls, Command, Replies, checked, end_tasks, unavailable
-from realtime.store.redis_scripts import APPEND, CREATE, ERASE, JOIN, LEAVE, LOAD, OVERDUE, TRACK
+from realtime.store.redis_scripts import APPEND, CREATE, ERASE, JOIN, LEAVE, LOAD, OVERDUE, TRACK, UNTRACK
 from realtime.store.redis_values import Values
 from realtime.store.sealing import Clear, Sealer
 
@@ -201,12 +202,14 @@ class RedisStore:
         replies = await self._calls.call_all([("EXISTS", _instance_key(name)) for name in names], again=True)
         return {name for name, reply in zip(names, replies, strict=True) if checked(reply)}
 
-    async def track(self, task: TaskRef, due_s: float) -> None:
-        await self._calls.run(TRACK, TASKS, self._tasks_ttl_ms, _ms(due_s), msgspec.msgpack.encode(task))
+    async def track(self, task: TaskRef, due_s: float, payer: str | None = None, most: int = 0) -> bool:
+        named = "" if payer is None else hashlib.sha256(payer.encode(errors="surrogatepass")).hexdigest()
+        encoded = msgspec.msgpack.encode(task)
+        return bool(await self._calls.run(TRACK, TASKS, self._tasks_ttl_ms, _ms(due_s), encoded, named, most))
 
     async def untrack(self, tasks: Sequence[TaskRef]) -> None:
         if tasks:
-            await self._calls.call("ZREM", TASKS, *map(msgspec.msgpack.encode, tasks), again=True)
+            await self._calls.run(UNTRACK, TASKS, *map(msgspec.msgpack.encode, tasks))
 
     async def overdue(self, again_s: float, limit: int) -> list[TaskRef]:
         found = await self._calls.run(OVERDUE, TASKS, self._tasks_ttl_ms, _ms(again_s), limit)

@@ -1,5 +1,5 @@
 """The steps that Redis does as one: Lua scripts over the keys of one session, which share its hash tag, or over the
-index of unfinished tasks, which is one key.
+index of unfinished tasks, whose keys share another.
 
 `KEYS[1]` is the session's `meta` hash; the names of its other keys follow from it, in the same slot of a cluster:
 
@@ -13,7 +13,13 @@ index of unfinished tasks, which is one key.
 They all expire at one deadline, in milliseconds, which each use moves on, but not more often than every twentieth of
 the session's time to live: with a thousand keys that is not free.
 
-The index is a sorted set: tasks, each with the time in milliseconds when it has to be looked after.
+`KEYS[1]` of the index is a sorted set: tasks, each with the time in milliseconds when it has to be looked after. Beside
+it are, in the same slot:
+
+| key | holds |
+|---|---|
+| `payers` | whose a task is |
+| `shares` | a sorted set of payers, each with a task of theirs behind, in the order of their bytes |
 """
 
 from __future__ import annotations
@@ -62,6 +68,31 @@ end
 """
 
 
+_TASKS = """
+local index = KEYS[1]
+local payers, shares = 'rt:{' .. index .. '}:payers', 'rt:{' .. index .. '}:shares'
+
+-- How many of a payer's tasks are remembered. What an older version has forgotten, which knew of no payers, is not.
+local function count(payer)
+    local found = 0
+    for _, share in ipairs(redis.call('ZRANGE', shares, '[' .. payer, '(' .. payer .. '\\255', 'BYLEX')) do
+        local task = string.sub(share, #payer + 1)
+        if redis.call('ZSCORE', index, task) then
+            found = found + 1
+        else
+            redis.call('ZREM', shares, share)
+            redis.call('HDEL', payers, task)
+        end
+    end
+    return found
+end
+
+local function keep()
+    for _, key in ipairs({index, payers, shares}) do redis.call('PEXPIRE', key, ARGV[1]) end
+end
+"""
+
+
 class Script(Struct, frozen=True):
     """A script and the name by which a server that has seen it knows it."""
 
@@ -76,6 +107,10 @@ def script(text: str) -> Script:
 
 def _script(text: str) -> Script:
     return index_script(_SESSION + text)
+
+
+def _tasks_script(text: str) -> Script:
+    return index_script(_TASKS + text)
 
 
 def index_script(text: str) -> Script:
@@ -177,17 +212,38 @@ return 1
 """)
 """ARGV: origin. Returns whether there was such a session."""
 
-TRACK = index_script("""
-redis.call('ZADD', KEYS[1], string.format('%.0f', after(tonumber(ARGV[2]))), ARGV[3])
-return redis.call('PEXPIRE', KEYS[1], ARGV[1])
+TRACK = _tasks_script("""
+local task, payer = ARGV[3], ARGV[4]
+if payer ~= '' and redis.call('HEXISTS', payers, task) == 0 then
+    if count(payer) >= tonumber(ARGV[5]) then return 0 end
+    redis.call('HSET', payers, task, payer)
+    redis.call('ZADD', shares, 0, payer .. task)
+end
+redis.call('ZADD', index, string.format('%.0f', after(tonumber(ARGV[2]))), task)
+keep()
+return 1
 """)
-"""Of the index. ARGV: its time to live, in how long the task has to be looked after, the task."""
+"""Of the index. ARGV: its time to live, in how long the task has to be looked after, the task, its payer (or nothing),
+how many others the payer may have. Returns whether it is remembered."""
 
-OVERDUE = index_script("""
-local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', after(0)), 'LIMIT', 0, ARGV[3])
+UNTRACK = _tasks_script("""
+for _, task in ipairs(ARGV) do
+    local payer = redis.call('HGET', payers, task)
+    if payer then
+        redis.call('ZREM', shares, payer .. task)
+        redis.call('HDEL', payers, task)
+    end
+    redis.call('ZREM', index, task)
+end
+return 1
+""")
+"""Of the index. ARGV: tasks."""
+
+OVERDUE = _tasks_script("""
+local found = redis.call('ZRANGEBYSCORE', index, '-inf', string.format('%.0f', after(0)), 'LIMIT', 0, ARGV[3])
 local again = string.format('%.0f', after(tonumber(ARGV[2])))
-for _, task in ipairs(found) do redis.call('ZADD', KEYS[1], again, task) end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
+for _, task in ipairs(found) do redis.call('ZADD', index, again, task) end
+keep()
 return found
 """)
 """Of the index. ARGV: its time to live, in how long what is found has to be looked after again, how many at most.

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from realtime.control import CancelTask
 from realtime.conversation import ToolCall, ToolResult
 from realtime.doorbell import Doorbell
-from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, session_not_found
+from realtime.errors import ConflictError, NotFound, RateLimited, RealtimeError, StoreError, session_not_found
 from realtime.live import RETRY_S, LiveSession
 from realtime.observe import traces
 from realtime.protocol import (
@@ -68,7 +68,7 @@ class TaskTools:
         except asyncio.CancelledError:
             live.spawn(_cancel(live, task.task_id, creating))
             raise
-        except ConflictError as error:
+        except (ConflictError, RateLimited) as error:
             return ToolResult(call.id, error.message, is_error=True)
         return _result(call, done)
 
@@ -79,13 +79,14 @@ class TaskTools:
         return self._desk.registry.check(call.name, call.input)
 
     async def _create(self, live: LiveSession, task: TaskRef, created: TaskCreated, user: str) -> None:
-        """Record the task, and have it run. Raises `ConflictError` where the session takes no more, and `NotFound`."""
+        """Record the task, and have it run. Raises `ConflictError` where the session takes no more, `RateLimited` where
+        its payer may have no more, and `NotFound`."""
         record = CommandRecord(user, task.task_id, b"")  # whether a call that was not answered had its effect
         while not live.state.knows(task.task_id):
             _check_room(live.state)
             write = Write(SESSION_CHANNEL, [created], expect=live.state.position)
             try:
-                await self._desk.announce([task])
+                await self._desk.announce(task, created.payer)
                 await live.store.append(live.id, [write], record, keep_s=self._desk.ttl_s)
                 break
             except CommandSeen:

@@ -1204,6 +1204,23 @@ async def test_tasks_are_apart(store: Store) -> None:
     assert sorted(await store.overdue(AGAIN_S, 10)) == sorted(others)
 
 
+async def test_so_many_tasks_of_one_payer_are_remembered(store: Store) -> None:
+    """However many ask at once; one that is remembered already is no other, and who is untracked makes room."""
+    asked = [store.track(task(number), DUE_S, "user:ann", 3) for number in range(10)]
+    remembered = [task(number) for number, told in enumerate(await asyncio.gather(*asked)) if told]
+    assert len(remembered) == await store.tracked() == 3
+    assert await store.track(remembered[0], 0.0, "user:ann", 3)
+    assert not await store.track(task(10), 0.0, "user:ann", 3)
+    assert await store.track(task(10), 0.0, "user:anna", 1)
+    assert await store.track(task(11), 0.0)
+    assert await store.tracked() == 5
+    await store.untrack(remembered[:1])
+    assert await store.track(task(12), 0.0, "user:ann", 3)
+    assert not await store.track(task(13), 0.0, "user:ann", 3)
+    await store.untrack([task(12)])
+    assert await store.track(task(12), 0.0, "user:ann", 3)
+
+
 async def test_a_task_outlives_its_session_in_the_index(subject: Subject) -> None:
     """It names a session that may not be there yet, or any more: somebody has to find that out."""
     await subject.store.track(TaskRef("sess_none", "task_1", "analyse"), 0.0)

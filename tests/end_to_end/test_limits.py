@@ -153,6 +153,70 @@ async def test_tasks_of_sessions_and_others_have_one_rate() -> None:
         assert error["code"] == "rate_limited"
 
 
+async def test_of_tasks_at_once_exactly_the_limit_is_accepted() -> None:
+    """By two instances, in sessions and in none; who is refused leaves nothing, and others are not."""
+    async with site(max_tasks_per_user=LIMIT, tasks=(MODULE,), auth_secret=SECRET) as s:
+        ann, bob = bearer("ann"), bearer("bob")
+        made = await s.http.post(f"{s.one.url}/v1/sessions", headers=ann)
+        in_session = f"/v1/sessions/{made.json()['session']['id']}/events"
+        command = {"type": "task.create", "name": "sleep", "input": {"seconds": 600}}
+        calls = [
+            s.http.post(server.url + path, json=body, headers=ann)
+            for path, body in ((in_session, command), ("/v1/tasks/sleep", command["input"]))
+            for server in (s.one, s.two)
+            for _ in range(LIMIT)
+        ]
+        answers = await asyncio.gather(*calls)
+        assert Counter(one.status_code for one in answers) == {202: LIMIT, 429: 3 * LIMIT}
+        refusals = [one for one in answers if one.status_code == 429]
+        assert {one.json()["error"]["code"] for one in refusals} == {"too_many_tasks_at_once"}
+        assert all("retry-after" in one.headers for one in refusals)
+        shown = await s.http.get(f"{s.two.url}{in_session.removesuffix('/events')}", headers=ann)
+        alone = [one for one in answers if one.status_code == 202 and "location" in one.headers]
+        assert len(shown.json()["tasks"]) + len(alone) == LIMIT
+        assert (await s.http.post(f"{s.two.url}/v1/tasks/sleep", json={"seconds": 600}, headers=bob)).is_success
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed", "deleted"])
+async def test_a_task_that_never_ran_makes_room_at_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to come to it in the queue before, or to look after it."""
+    monkeypatch.setattr("realtime.tasks.desk.SUBMIT_S", 600.0)
+    async with site(max_tasks_per_user=1, tasks=(MODULE,)) as s:
+        session_id = await s.session()
+        session = f"{s.one.url}/v1/sessions/{session_id}"
+        given = {"name": "sleep", "input": {"seconds": 600}, "task_id": "t"}
+        assert (await s.command(session_id, type="task.create", **given)).is_success  # type: ignore[arg-type]
+        assert (await s.http.post(f"{s.two.url}/v1/tasks/sleep", json={"seconds": 1})).status_code == 429
+        if how == "closed":
+            assert (await s.command(session_id, type="session.close")).is_success
+        else:
+            assert (await s.http.delete(session if how == "deleted" else f"{session}/tasks/t")).is_success
+        async with asyncio.timeout(PATIENCE_S):
+            while (await s.http.post(f"{s.two.url}/v1/tasks/sleep", json={"seconds": 1})).is_error:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+
+
+async def test_one_users_tasks_leave_room_for_anothers() -> None:
+    """However many they ask for, where more run at once than one may have; one that has run makes room."""
+    chosen: dict[str, Any] = {"max_tasks_per_user": 2, "worker_slots": 3, "tasks": (MODULE,), "auth_secret": SECRET}
+    async with running_server(Model(), **chosen) as server, attached(server, headers=bearer("ann")) as ann:
+        for number in range(2):
+            await ann.send("task.create", name="sleep", input={"seconds": 600}, task_id=f"t{number}")
+            await ann.until("task.started", task_id=f"t{number}")
+        error = await refused(ann, "task.create", name="sleep", input={"seconds": 600}, event_id="e")
+        assert (error["type"], error["code"]) == ("rate_limit_error", "too_many_tasks_at_once")
+        async with attached(server, headers=bearer("bob")) as bob:
+            await bob.send("task.create", name="sleep", input={"seconds": 0}, task_id="mine")
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await bob.until("task.done", task_id="mine"))["status"] == "complete"
+        await ann.send("task.cancel", task_id="t0")
+        await ann.until("task.done", task_id="t0")
+        async with asyncio.timeout(PATIENCE_S):
+            while "t2" not in ann.transcript.positions:
+                await ann.send("task.create", name="sleep", input={"seconds": 600}, task_id="t2", event_id="again")
+                await ann.receive()
+
+
 async def test_each_user_has_a_rate_of_their_own() -> None:
     """However many share an address."""
     async with site(rate_oneshots="1/day", auth_secret=SECRET) as s:

@@ -37,6 +37,7 @@ LIMITS = {
         "rate_tasks",
         "rate_messages",
         "max_responses_per_user",
+        "max_tasks_per_user",
         "max_connections_per_user",
         "max_connections_per_address",
     )

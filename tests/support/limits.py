@@ -13,6 +13,7 @@ GENEROUS: dict[str, Any] = {
     "rate_connections": f"{MANY}/second",
     "rate_messages": f"{MANY}/second",
     "max_responses_per_user": MANY,
+    "max_tasks_per_user": MANY,
     "max_connections_per_user": MANY,
     "max_connections_per_address": MANY,
 }

@@ -303,10 +303,10 @@ class Faulty(Elsewhere):
         self._answer()
         return await super().living(instances)
 
-    async def track(self, task: TaskRef, due_s: float) -> None:
+    async def track(self, task: TaskRef, due_s: float, payer: str | None = None, most: int = 0) -> bool:
         """As the store's."""
         self._answer()
-        await super().track(task, due_s)
+        return await super().track(task, due_s, payer, most)
 
     async def untrack(self, tasks: Sequence[TaskRef]) -> None:
         """As the store's."""

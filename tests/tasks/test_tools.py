@@ -123,6 +123,21 @@ async def test_result_goes_back_as_json() -> None:
         assert entry.user == "ann"  # type: ignore[union-attr]
 
 
+async def test_a_payer_whose_tasks_all_run_or_wait_has_the_model_make_none() -> None:
+    """Who pays for the response pays for its tools; a place that is free again is taken."""
+    paid = ResponseState("resp_1", "m", "ann", Overrides(), Bill(payer="user:ann", hold_id="h", tokens=0, made_at=0.0))
+    async with calling() as place:
+        tools = TaskTools(msgspec.structs.replace(place.tools._desk, most_per_payer=1), everything)
+        waiting = asyncio.create_task(tools.call(place.live, paid, ToolCall("c1", "wait", {"text": ""})))
+        await place.gate.until_begun()
+        called = await tools.call(place.live, paid, ToolCall("c2", "shout", {"text": "hi"}))
+        assert called == ToolResult("c2", "Too many tasks of yours run or wait.", is_error=True)
+        place.gate.open.set()
+        assert (await waiting).content == '"done"'
+        await place.ended()
+        assert (await tools.call(place.live, paid, ToolCall("c3", "shout", {"text": "hi"}))).content == '"HI"'
+
+
 @pytest.mark.parametrize(
     "error", [RateLimited("rate_limited", "Too many tasks."), StoreError("store_unavailable", "Later.")]
 )
