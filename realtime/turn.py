@@ -18,7 +18,7 @@ from realtime.conversation import Message, ToolCall, ToolResult, fit, messages
 from realtime.errors import BudgetError, ConflictError, RealtimeError, ServerError, StoreError
 from realtime.journal import Journal, Tail
 from realtime.live import RETRY_S, LiveSession
-from realtime.log import Deltas, length
+from realtime.log import Deltas, Entry, length
 from realtime.observe import logs, metrics, traces
 from realtime.pace import Breath, Pace
 from realtime.protocol import (
@@ -160,18 +160,27 @@ class Turn:
             self._pay()
 
     async def _bury(self, error: RealtimeError) -> None:
-        self._meter = Meter(0)
-        with suppress(RealtimeError):  # an estimate of what its input was is better than none
-            self._meter = Meter((await self._request()).estimated_tokens())
         entries = await self._live.stored(self._response.id)
-        for entry in entries:
-            if isinstance(entry, Deltas):
-                said = self._meter.said if isinstance(entry.template, OutputTextDelta) else self._meter.thought
-                said("".join(entry.texts))
+        stored = await self._metered(entries)
+        if self._is_ours:
+            self._meter.chars = stored.chars  # what was used is known here, however much of it the store has lost
+        else:
+            self._meter = stored
         done = self._done(End.failed(error))
         write = Write(self._response.id, [done], expect=sum(map(length, entries)))
         await self._live.store.append(self._live.id, [write])
         self._ended(done)
+
+    async def _metered(self, entries: Sequence[Entry]) -> Meter:
+        """What a response has used, as far as its log shows."""
+        meter = Meter(0)
+        with suppress(RealtimeError):  # an estimate of what its input was is better than none
+            meter = Meter((await self._request()).estimated_tokens())
+        for entry in entries:
+            if isinstance(entry, Deltas):
+                said = meter.said if isinstance(entry.template, OutputTextDelta) else meter.thought
+                said("".join(entry.texts))
+        return meter
 
     def stop(self, end: End) -> None:
         """End the response with `end`, unless it is ending already. The model call is closed at once."""

@@ -703,7 +703,7 @@ async def test_an_end_that_is_not_known_is_read_until_it_is() -> None:
 @pytest.mark.parametrize("at_the_end", [False, True])
 @pytest.mark.parametrize("left", [0, 1, 2, 3])
 async def test_a_response_that_the_store_has_lost_a_part_of_says_so(left: int, at_the_end: bool) -> None:
-    """It has failed, with what is left of it, and whoever had seen more forgets it."""
+    """It has failed, with what is left of it, and whoever had seen more forgets it. What it has used it has used."""
     gate = asyncio.Event()
 
     async def responder(request: Request) -> Events:
@@ -729,4 +729,5 @@ async def test_a_response_that_the_store_has_lost_a_part_of_says_so(left: int, a
             assert (text, len(ends)) == ("abc"[: max(0, left - 1)], 1)
             assert tab.transcript.texts[response_id] == text
             assert end["output_chars"] == len(text)
+            assert end["usage"]["output_tokens"] == 1
         await engine.settled()
