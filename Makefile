@@ -38,7 +38,7 @@ test: .venv/dev.stamp ## everything that CI checks (ARGS go to pytest)
 	@printf '\n== pytest\n'
 	@exec scripts/run-tests $(ARGS)
 
-test-full: ## the same, each thing as often as it is promised, where the gate does less (half an hour)
+test-full: ## the same, each thing as often as it is promised, where the gate does less (five minutes more)
 	@REALTIME_TEST_FULL=1 $(MAKE) --no-print-directory test
 
 # While the types are checked on one core: the test processes would each compile all tests anew, at once.
