@@ -57,14 +57,15 @@ export class Note {
     const task = this.#task;
     byId("note").dataset.status = task?.status ?? "none";
     byId("note-empty").hidden = task !== undefined;
-    byId("note-state").hidden = byId("note-text").hidden = task === undefined;
+    byId("note-text").hidden = task === undefined;
     byId("draft").textContent = task ? "Draft again" : "Draft the note";
     if (this.running) byId("note-stop").hidden = false;
     show("draft", !this.running, "note-stop");
     show("note-stop", this.running, "draft");
     show("note-copy", task?.status === "complete", "draft");
-    if (task) showTask(task);
-    else byId("note-text").replaceChildren();
+    if (task) return showTask(task);
+    byId("note-words").textContent = "";
+    byId("note-text").replaceChildren();
   }
 }
 
