@@ -77,6 +77,14 @@ class AnswerView {
     this.#dimUnheard();
   }
 
+  /** Nobody knows how it went on. */
+  giveUp() {
+    if (this.element.ariaBusy === "false") return;
+    this.element.ariaBusy = "false";
+    this.element.dataset.status = "failed";
+    this.#setMark("The connection ended here");
+  }
+
   #dimUnheard() {
     const text = this.#text.textContent ?? "";
     if (this.#heardChars === undefined || this.#heardChars >= text.length) return;
@@ -138,6 +146,12 @@ export class Conversation {
     this.#answers.clear();
     this.#unsent.clear();
     this.#follows = true;
+  }
+
+  /** The connection has ended for good: nothing comes of what is under way. */
+  giveUp() {
+    for (const view of this.#answers.values()) view.giveUp();
+    for (const said of this.#unsent.values()) said.classList.add("lost");
   }
 
   /**

@@ -7,6 +7,8 @@ import { Savings } from "./savings.js";
 /** @typedef {import("../realtime.js").RealtimeSession} RealtimeSession */
 
 const ROWS = 60;
+/** A line ends after it, not before. */
+const BETWEEN = "\u00a0· ";
 const TRANSPORTS = { websocket: "WebSocket", sse: "server-sent events" };
 
 export class Underneath {
@@ -147,8 +149,8 @@ function tell(id, words) {
 /** The same of several, each of which stays in one line. @param {string} id @param {string[]} parts */
 function tellAll(id, parts) {
   const place = byId(id);
-  if (place.textContent === (parts.join(" · ") || "–")) return;
-  place.replaceChildren(...parts.flatMap((part, index) => [index ? " · " : "", element("span", "whole", part)]));
+  if (place.textContent === (parts.join(BETWEEN) || "–")) return;
+  place.replaceChildren(...parts.flatMap((part, index) => [index ? BETWEEN : "", element("span", "whole", part)]));
   if (!parts.length) place.append("–");
 }
 

@@ -329,7 +329,7 @@ async def test_what_happens_underneath_is_told(context: BrowserContext) -> None:
         page = await visit(context, server.url)
         await ask(page, "Go on")
         await paced.let(10)
-        await expect(page.locator("#fact-positions")).to_have_text(re.compile(r"session \d+ · resp_\S+ 11"))
+        await expect(page.locator("#fact-positions")).to_have_text(re.compile(r"session \d+\s· resp_\S+ 11"))
         newest = page.locator("#events li").first
         await expect(newest).to_have_text(re.compile(r"response\.output_text\.deltaresp_\S+#11"))
         await expect(page.locator("#fact-transport")).to_have_text("WebSocket")
