@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from realtime.client import (
+    Event,
     MessageTooLarge,
     QueueFull,
     RealtimeError,
@@ -22,7 +23,7 @@ from realtime.client import (
 from realtime.client.connection import TOKEN
 from realtime.client.wire import LOST, checked_url
 from realtime.keyboard import INTERRUPT, Keyboard
-from realtime.protocol import CloseCode, ErrorMessage
+from realtime.protocol import CloseCode, ErrorMessage, ItemCreated
 from realtime.screen import Screen
 
 GRACE_MS = 15_000
@@ -43,6 +44,8 @@ class Chat:
         self._task: TaskStream | None = None
         """The same of a task."""
         self._stopped: str | None = None
+        self._said: set[str] = set()
+        """The `event_id`s of what was said here."""
 
     def typed(self, line: str) -> ResponseStream | TaskStream | None:
         """Do what a line means: `/task NAME {…}`, `/cancel` where there is a task, or something to say. Returns what
@@ -51,22 +54,27 @@ class Chat:
             case ["/task", name, *rest]:
                 self._task = self._session.create_task(name, _input("".join(rest) or "{}"))
                 return self._task
-            case ["/cancel"] if self._task is not None and self._comes(self._task.task_id, self._session.tasks):
+            case ["/cancel"] if self._task is not None and not self._has_ended(self._task):
                 self._task.cancel()
                 return None
             case _:
                 self._answer = self._session.respond(line, multitask_strategy="interrupt", disconnect_grace_ms=GRACE_MS)
+                self._said.add(self._answer.event_id)
                 return self._answer
 
     def stop(self) -> bool:
         """Stop the answer that is coming or was asked for; `False` if there is none, or it was told to already, or the
         server can't be told."""
-        response_id = self._coming()
-        if response_id in {None, self._stopped} or self._session.state != "open":
+        coming = self._coming()
+        if coming is None or coming == self._stopped or self._session.state != "open":
             return False
-        self._stopped = response_id
-        self._session.cancel(response_id or "")
+        self._stopped = coming
+        self._session.cancel(coming)
         return True
+
+    def shows(self, event: Event) -> bool:
+        """Whether the screen lacks it: what was typed here stands there, also where a replay tells it."""
+        return not (isinstance(event, ItemCreated) and event.for_event_id in self._said)
 
     def refused(self, event_id: str | None) -> None:
         """Nothing comes of this command."""
@@ -81,8 +89,8 @@ class Chat:
         unfinished = self._session.unfinished
         return unfinished[-1].id if unfinished else None
 
-    def _comes(self, channel: str, known: dict[str, Any]) -> bool:
-        return channel not in known or channel in self._session.positions
+    def _has_ended(self, task: TaskStream) -> bool:
+        return task.task_id in self._session.tasks and task.task_id not in self._session.positions
 
 
 def _input(text: str) -> Any:
@@ -158,7 +166,8 @@ async def _show_all(session: Session, screen: Screen, chat: Chat) -> None:
     async for event in session:
         if isinstance(event, ErrorMessage):
             chat.refused(event.error.event_id)
-        _write(screen.shown(event))
+        if chat.shows(event):
+            _write(screen.shown(event))
 
 
 async def _do_all(session: Session, screen: Screen, chat: Chat, keyboard: Keyboard) -> None:

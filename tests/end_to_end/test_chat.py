@@ -367,6 +367,20 @@ async def test_what_was_said_into_a_dead_connection_is_answered_once() -> None:
         assert model.calls == 1
 
 
+async def test_what_was_said_is_not_told_again() -> None:
+    """The server has it, and only its word on that was lost: it stands on the screen already."""
+    model = Model()
+    async with running_server(model) as server, proxied(server) as (proxy, url), terminal(url) as screen:
+        connection = await proxy.next_connection()
+        await connection.cut_after(1)
+        screen.type("hello\n")
+        await connection.closed()
+        (await model.turn()).end("the answer")
+        await screen.shows("the answer\n")
+        assert "> hello" not in screen.screen
+        assert model.calls == 1
+
+
 async def test_a_restarted_server_has_lost_the_session() -> None:
     """The client says so and ends with status 1; it does not go on as if nothing had happened."""
     async with running_server(echo) as server, proxied(server) as (proxy, url), terminal(url) as screen:
