@@ -128,10 +128,9 @@ function closed({ code }) {
     notify(`${reason} This is a new one.`);
     return;
   }
-  showState("closed", "Closed");
+  showState("closed", code === TOKEN_NEEDED ? "Waits for a token" : "Closed");
   conversation.giveUp();
   note.draw();
-  byId("intro").hidden = true;
   setComposer(false);
   byId("token").hidden = code !== TOKEN_NEEDED;
   if (code === TOKEN_NEEDED) byId("token-input").focus();

@@ -17,3 +17,10 @@ export const UNSENT = new Map([
   ["queue_full", "Too much waits for the connection already. Try again when it is back."],
   ["message_too_large", "That is more than the server takes at once. Say it in parts."],
 ]);
+
+/** What only its programmer could do something about. */
+const FAULT = "Something went wrong at the server. Try it again.";
+const FAULTS = new Set(["responder_failed", "task_failed"]);
+
+/** Why an answer or a note has failed. @param {{code: string, message: string}} error */
+export const failureInWords = ({ code, message }) => (FAULTS.has(code) ? FAULT : message);

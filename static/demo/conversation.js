@@ -5,6 +5,7 @@
 
 import { newId } from "../realtime.js";
 import { SEATS } from "./address.js";
+import { failureInWords } from "./closings.js";
 import { element, onceAFrame } from "./elements.js";
 import { ANONYMOUS } from "./presence.js";
 
@@ -72,7 +73,7 @@ class AnswerView {
     this.#heardChars ??= heard_chars;
     if (status !== "completed") {
       const words = MARKS.get(stop_reason) ?? MARKS.get(status) ?? "Ended early";
-      this.#setMark(error ? `${words}: ${error.message}` : words);
+      this.#setMark(error ? `${words}: ${failureInWords(error)}` : words);
     }
     this.#dimUnheard();
   }

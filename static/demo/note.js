@@ -1,5 +1,6 @@
 /** The draft of the note on the page: a task's progress, and its sections as they are written. */
 
+import { failureInWords } from "./closings.js";
 import { byId, element, onceAFrame, show } from "./elements.js";
 
 /** @typedef {import("../realtime.js").RealtimeSession} RealtimeSession */
@@ -83,7 +84,7 @@ function showTask(task) {
 
 /** @param {Task} task */
 function wordsOf({ status, message, error }) {
-  if (error) return `${STATES[status]}: ${error.message}`;
+  if (error) return `${STATES[status]}: ${failureInWords(error)}`;
   return status === "running" && message ? `${STATES[status]}, ${message} is done` : STATES[status];
 }
 

@@ -191,6 +191,8 @@ async def test_a_pasted_token_opens_the_page(context: BrowserContext, allowed_er
         await page.goto(server.url)
         field = page.get_by_label("This server asks who you are")
         await expect(field).to_be_focused()
+        await expect(page.locator("#state")).to_have_text("Waits for a token")
+        await expect(page.locator("#suggestions")).to_be_hidden()
         await field.fill("wrong")
         await field.press("Enter")
         await expect(page.locator("#notice")).to_have_text("The server does not accept this token.")
