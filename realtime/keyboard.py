@@ -19,11 +19,10 @@ class Keyboard:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
-        self._interrupted = asyncio.Event()
 
     def __enter__(self) -> Keyboard:
         if sys.stdin.isatty():  # else Ctrl-C ends the script
-            self._loop.add_signal_handler(signal.SIGINT, self._interrupt)
+            self._loop.add_signal_handler(signal.SIGINT, self._lines.put_nowait, INTERRUPT)
         # A daemon that reads the descriptor itself: it can't be cancelled, and must not hold sys.stdin's lock at exit.
         threading.Thread(target=self._read, daemon=True).start()
         return self
@@ -35,22 +34,7 @@ class Keyboard:
         """The next line that is not empty, `INTERRUPT` for a Ctrl-C, `None` at the end of the input."""
         while (line := await self._lines.get()) is not None and not line.strip():
             pass
-        if line == INTERRUPT:
-            self._interrupted.clear()
         return line
-
-    async def interrupted_within(self, timeout_s: float) -> bool:
-        """Wait so long for a Ctrl-C; whether one came, now or before, that `line` has not returned."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._interrupted.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _interrupt(self) -> None:
-        self._interrupted.set()
-        self._lines.put_nowait(INTERRUPT)
 
     def _read(self) -> None:
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode

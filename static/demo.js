@@ -4,7 +4,7 @@
  */
 
 import { fragment, readAddress } from "./demo/address.js";
-import { CLOSINGS, TOKEN_NEEDED, UNKNOWN_SESSION } from "./demo/closings.js";
+import { CLOSINGS, TOKEN_NEEDED, UNKNOWN_SESSION, UNSENT } from "./demo/closings.js";
 import { Conversation, spokenId } from "./demo/conversation.js";
 import { byId, onceAFrame, show } from "./demo/elements.js";
 import { showInvitation } from "./demo/invitation.js";
@@ -56,7 +56,7 @@ function start(sessionId) {
   conversation.clear();
   note = new Note(session);
   underneath = new Underneath(session);
-  byId("intro").hidden = true;
+  byId("intro").hidden = sessionId !== null;
   byId("token").hidden = true;
   setComposer(true);
   listen(session);
@@ -128,7 +128,9 @@ function closed({ code }) {
     notify(`${reason} This is a new one.`);
     return;
   }
-  showState("closed", "Closed");
+  showState("closed", code === TOKEN_NEEDED ? "Waits for a token" : "Closed");
+  conversation.giveUp();
+  note.draw();
   setComposer(false);
   byId("token").hidden = code !== TOKEN_NEEDED;
   if (code === TOKEN_NEEDED) byId("token-input").focus();
@@ -207,7 +209,8 @@ function attempt(send) {
   try {
     send();
   } catch (error) {
-    notify(String(error));
+    const { code = "", message = String(error) } = /** @type {{code?: string, message?: string}} */ (error);
+    notify(UNSENT.get(code) ?? message);
   }
 }
 
@@ -263,6 +266,7 @@ function setInput(text) {
 
 /** @param {boolean} enabled */
 function setComposer(enabled) {
+  if (!enabled && document.activeElement === input) byId("new").focus();
   input.disabled = !enabled;
   /** @type {HTMLButtonElement} */ (byId("send")).disabled = !enabled;
 }

@@ -31,7 +31,7 @@ LAYERS = (
     ("tasks",),
     ("drain", "parts"),
     ("page", "app", "tasks.process"),
-    ("server", "chat", "keyboard"),
+    ("server", "chat", "screen", "keyboard"),
     ("workers",),
     ("cli",),
 )

@@ -5,6 +5,7 @@
 
 import { newId } from "../realtime.js";
 import { SEATS } from "./address.js";
+import { failureInWords } from "./closings.js";
 import { element, onceAFrame } from "./elements.js";
 import { ANONYMOUS } from "./presence.js";
 
@@ -72,9 +73,17 @@ class AnswerView {
     this.#heardChars ??= heard_chars;
     if (status !== "completed") {
       const words = MARKS.get(stop_reason) ?? MARKS.get(status) ?? "Ended early";
-      this.#setMark(error ? `${words}: ${error.message}` : words);
+      this.#setMark(error ? `${words}: ${failureInWords(error)}` : words);
     }
     this.#dimUnheard();
+  }
+
+  /** Nobody knows how it went on. */
+  giveUp() {
+    if (this.element.ariaBusy === "false") return;
+    this.element.ariaBusy = "false";
+    this.element.dataset.status = "failed";
+    this.#setMark("The connection ended here");
   }
 
   #dimUnheard() {
@@ -138,6 +147,12 @@ export class Conversation {
     this.#answers.clear();
     this.#unsent.clear();
     this.#follows = true;
+  }
+
+  /** The connection has ended for good: nothing comes of what is under way. */
+  giveUp() {
+    for (const view of this.#answers.values()) view.giveUp();
+    for (const said of this.#unsent.values()) said.classList.add("lost");
   }
 
   /**

@@ -9,7 +9,7 @@ const SHOWN = 120;
 /** The scale is logarithmic: a gap of a second and one of ten milliseconds are both to be seen. */
 const TOP_MS = 3_000;
 const LINES_MS = [10, 100, 1_000];
-const LABELS_PX = 30;
+const LABELS_PX = 40;
 
 export class Latency {
   /** @type {Wait[]} */
@@ -64,6 +64,7 @@ export function drawWaits(canvas, waits) {
   const level = (/** @type {number} */ ms) =>
     height - (Math.log10(Math.max(1, Math.min(ms, TOP_MS))) / Math.log10(TOP_MS)) * (height - 4);
   drawLines(context, style, width, level);
+  if (!waits.length) context.fillText("Each token of an answer is drawn here.", LABELS_PX + 8, (level(1_000) + level(100)) / 2);
   const step = (width - LABELS_PX) / SHOWN;
   waits.forEach(({ ms, kind }, index) => {
     context.fillStyle = style.getPropertyValue(`--wait-${kind}`);
@@ -85,6 +86,6 @@ function drawLines(context, style, width, level) {
     context.fillStyle = style.getPropertyValue("--line");
     context.fillRect(LABELS_PX, Math.round(level(ms)), width - LABELS_PX, 1);
     context.fillStyle = style.getPropertyValue("--quiet");
-    context.fillText(ms < 1_000 ? `${ms}` : "1 s", 0, Math.round(level(ms)));
+    context.fillText(ms < 1_000 ? `${ms} ms` : "1 s", 0, Math.round(level(ms)));
   }
 }

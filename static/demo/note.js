@@ -1,5 +1,6 @@
 /** The draft of the note on the page: a task's progress, and its sections as they are written. */
 
+import { failureInWords } from "./closings.js";
 import { byId, element, onceAFrame, show } from "./elements.js";
 
 /** @typedef {import("../realtime.js").RealtimeSession} RealtimeSession */
@@ -21,7 +22,8 @@ export class Note {
   #session;
   /** @type {string | undefined} */
   #taskId;
-  #draw = onceAFrame(() => this.#show());
+  /** Shows how it stands, in the next frame. */
+  draw = onceAFrame(() => this.#show());
 
   /** @param {RealtimeSession} session */
   constructor(session) {
@@ -31,13 +33,13 @@ export class Note {
 
   /** Whether one is being written. */
   get running() {
-    return this.#taskId !== undefined && this.#session.positions.has(this.#taskId);
+    return this.#session.state !== "closed" && this.#taskId !== undefined && this.#session.positions.has(this.#taskId);
   }
 
   /** Takes it up if it is of a note. @param {any} event any event of a task's channel, or `task.created` */
   update(event) {
     if (event.type === "task.created" && event.task.name === TASK) this.#taskId = event.task.id;
-    if (this.#taskId && (event.task?.id ?? event.task_id) === this.#taskId) this.#draw();
+    if (this.#taskId && (event.task?.id ?? event.task_id) === this.#taskId) this.draw();
   }
 
   stop() {
@@ -55,29 +57,35 @@ export class Note {
 
   #show() {
     const task = this.#task;
-    byId("note").dataset.status = task?.status ?? "none";
+    const isLost = this.#session.state === "closed" && (task?.status === "running" || task?.status === "pending");
+    byId("note").dataset.status = isLost ? "lost" : task?.status ?? "none";
     byId("note-empty").hidden = task !== undefined;
-    byId("note-state").hidden = byId("note-text").hidden = task === undefined;
+    byId("note-text").hidden = task === undefined;
     byId("draft").textContent = task ? "Draft again" : "Draft the note";
     if (this.running) byId("note-stop").hidden = false;
     show("draft", !this.running, "note-stop");
     show("note-stop", this.running, "draft");
     show("note-copy", task?.status === "complete", "draft");
     if (task) showTask(task);
-    else byId("note-text").replaceChildren();
+    byId("note-words").textContent = isLost ? "The connection ended here" : task ? wordsOf(task) : "";
+    if (task) return;
+    byId("note-text").replaceChildren();
   }
 }
 
 /** @param {Task} task */
 function showTask(task) {
-  const { progress = 0, total, status, message } = task;
-  const words = task.error ? `${STATES[status]}: ${task.error.message}` : STATES[status];
-  const step = status === "running" && message ? `, ${message} is done` : "";
-  byId("note-words").textContent = words + step;
+  const { progress = 0, total } = task;
   const bar = /** @type {HTMLProgressElement} */ (byId("note-progress"));
   bar.max = total ?? 4;
   bar.value = progress;
   showText(byId("note-text"), task.text);
+}
+
+/** @param {Task} task */
+function wordsOf({ status, message, error }) {
+  if (error) return `${STATES[status]}: ${failureInWords(error)}`;
+  return status === "running" && message ? `${STATES[status]}, ${message} is done` : STATES[status];
 }
 
 /**

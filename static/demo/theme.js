@@ -1,4 +1,4 @@
-/** Dark or light: as the system is, until somebody here says otherwise. */
+/** Dark or light: as the system is, until somebody here says otherwise. What was said before `chosen.js` has applied. */
 
 import { byId } from "./elements.js";
 
@@ -8,15 +8,6 @@ const root = document.documentElement;
 
 /** @returns {"dark" | "light"} */
 const shown = () => /** @type {"dark" | "light"} */ (root.dataset.theme ?? (system.matches ? "dark" : "light"));
-
-/** What was chosen before, if storage may be used at all. */
-function chosen() {
-  try {
-    return localStorage.getItem(KEY);
-  } catch {
-    return null;
-  }
-}
 
 /** @param {"dark" | "light"} theme */
 function choose(theme) {
@@ -34,8 +25,6 @@ function tell() {
 
 /** @param {() => void} changed */
 export function startTheme(changed) {
-  const before = chosen();
-  if (before === "dark" || before === "light") root.dataset.theme = before;
   tell();
   system.addEventListener("change", () => { tell(); changed(); });
   byId("theme").addEventListener("click", () => {

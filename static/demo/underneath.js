@@ -7,6 +7,8 @@ import { Savings } from "./savings.js";
 /** @typedef {import("../realtime.js").RealtimeSession} RealtimeSession */
 
 const ROWS = 60;
+/** A line ends after it, not before. */
+const BETWEEN = "\u00a0· ";
 const TRANSPORTS = { websocket: "WebSocket", sse: "server-sent events" };
 
 export class Underneath {
@@ -89,11 +91,10 @@ export class Underneath {
     tell("fact-connection", this.#connectionId && short(this.#connectionId));
     tell("fact-reconnects", this.#awayMs === undefined ? "none yet"
       : `${opens - 1}, away ${(this.#awayMs / 1_000).toFixed(1)} s, ${this.caughtUp} tokens caught up`);
-    tell("fact-viewers", [...participants.keys()].map(short).join(" · ") || "–");
+    tellAll("fact-viewers", [...participants.keys()].map(short));
     tell("fact-events", events.toLocaleString());
     tell("fact-merged", merged.toLocaleString());
-    const shown = [...positions].map(([channel, position]) => `${short(channel)} ${position}`);
-    tell("fact-positions", shown.join(" · ") || "–");
+    tellAll("fact-positions", [...positions].map(([channel, position]) => `${short(channel)} ${position}`));
   }
 
   #showLatency() {
@@ -107,8 +108,10 @@ export class Underneath {
   #showSavings() {
     const { written, saved, costUsd } = this.savings;
     tell("fact-written", `${written.isEstimated ? "about " : ""}${written.tokens.toLocaleString()} tokens`);
-    tell("fact-cost", costUsd !== undefined ? dollars(costUsd) : written.tokens ? "no prices set" : "–");
-    tell("fact-saved", savedWords(saved));
+    tell("fact-cost", costUsd !== undefined ? dollars(costUsd) : written.tokens ? "no prices set" : "nothing spent yet");
+    const [what, more] = savedWords(saved);
+    tell("fact-saved", what);
+    tell("fact-saved-more", more);
   }
 
   #showEvents() {
@@ -119,13 +122,12 @@ export class Underneath {
   }
 }
 
-/** @param {import("./savings.js").Savings["saved"]} saved */
+/** @param {import("./savings.js").Savings["saved"]} saved @returns {[string, string]} how much, and what more there is to say */
 function savedWords({ answers, about, atMost, aboutUsd }) {
-  if (!answers) return "nothing stopped yet";
-  const most = `at most ${atMost.toLocaleString()} tokens`;
-  if (about === undefined) return most;
-  const price = aboutUsd === undefined ? "" : ` (${dollars(aboutUsd)})`;
-  return `about ${about.toLocaleString()} tokens${price}, ${most}`;
+  if (!answers) return ["–", "nothing stopped yet"];
+  const most = `at most ${atMost.toLocaleString()}`;
+  if (about === undefined) return [`${most} tokens`, "none finished to compare with"];
+  return [`about ${about.toLocaleString()} tokens`, aboutUsd === undefined ? most : `${dollars(aboutUsd)}, ${most}`];
 }
 
 /** @param {any} event */
@@ -142,6 +144,14 @@ function row({ type, seq, merged, replay, ...event }) {
 function tell(id, words) {
   const place = byId(id);
   if (place.textContent !== words) place.textContent = words;
+}
+
+/** The same of several, each of which stays in one line. @param {string} id @param {string[]} parts */
+function tellAll(id, parts) {
+  const place = byId(id);
+  if (place.textContent === (parts.join(BETWEEN) || "–")) return;
+  place.replaceChildren(...parts.flatMap((part, index) => [index ? BETWEEN : "", element("span", "whole", part)]));
+  if (!parts.length) place.append("–");
 }
 
 /** An id as one can tell it from others: its kind, and its end. @param {string} id */

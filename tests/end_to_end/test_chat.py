@@ -20,6 +20,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from tests.end_to_end import Model, echo
+from tests.support.no_websockets import without_websockets
 from tests.support.server import RunningServer, running_server
 from tests.support.tcp_proxy import TcpProxy
 
@@ -171,6 +172,15 @@ async def test_the_last_line_needs_no_end() -> None:
         assert process.returncode == 0
 
 
+async def test_a_line_that_is_too_long_is_refused() -> None:
+    """In words; the next one is said."""
+    async with running_server(echo) as server, piped(server.url, "long" * 20_000 + "\nshort\n") as process:
+        out, err = await output_of(process)
+        assert "the limit is" in out
+        assert out.endswith("short\n")
+        assert (err, process.returncode) == ("", 0)
+
+
 async def test_every_line_of_a_pipe_is_answered() -> None:
     """In their order: a script's next line does not interrupt the answer to the one before."""
     async with running_server(echo) as server, piped(server.url, "first\nsecond\nthird\n") as process:
@@ -308,7 +318,7 @@ async def test_saying_something_interrupts() -> None:
 
 
 async def test_a_cut_connection_leaves_no_seam() -> None:
-    """The answer goes on at the character where it was cut, and the model is asked once."""
+    """The answer goes on at the character where it was cut, and the model is asked once. A pipe shows no seam."""
     model = Model()
     async with (
         running_server(model) as server,
@@ -329,10 +339,10 @@ async def test_a_cut_connection_leaves_no_seam() -> None:
             connection = await proxy.next_connection()
         turn.end("end")
         out, err = await output_of(process)
-        text = (seen.decode() + out).replace(f"{LOST}\n", "")
+        text = seen.decode() + out
         expected = "".join(f"before {number} meanwhile {number} " for number in range(3))
         assert text.endswith(f"\n{expected}end\n")
-        assert "Traceback" not in err
+        assert err == f"{LOST}\n" * 3
         assert process.returncode == 0
         assert model.calls == 1
 
@@ -354,6 +364,20 @@ async def test_what_was_said_into_a_dead_connection_is_answered_once() -> None:
         turn.end("the answer")
         await screen.shows("the answer\n")
         assert turn.conversation == [("user", "hello")]
+        assert model.calls == 1
+
+
+async def test_what_was_said_is_not_told_again() -> None:
+    """The server has it, and only its word on that was lost: it stands on the screen already."""
+    model = Model()
+    async with running_server(model) as server, proxied(server) as (proxy, url), terminal(url) as screen:
+        connection = await proxy.next_connection()
+        await connection.cut_after(1)
+        screen.type("hello\n")
+        await connection.closed()
+        (await model.turn()).end("the answer")
+        await screen.shows("the answer\n")
+        assert "> hello" not in screen.screen
         assert model.calls == 1
 
 
@@ -401,6 +425,20 @@ async def test_ctrl_c_leaves_while_the_server_is_away() -> None:
             await screen.shows(LOST)
             screen.type("\x03")
             assert await screen.left() == 0
+
+
+async def test_where_websockets_are_blocked_it_is_the_same() -> None:
+    """Server-sent events do as well."""
+    model = Model()
+    async with (
+        running_server(model) as server,
+        without_websockets(server.port) as url,
+        piped(url, "hello\n") as process,
+    ):
+        (await model.turn()).end("over events")
+        out, err = await output_of(process)
+        assert out.endswith("over events\n")
+        assert (err, process.returncode) == ("", 0)
 
 
 # --- no server -------------------------------------------------------------------------------------------------------

@@ -207,7 +207,9 @@ async def test_a_failed_answer_says_so(context: BrowserContext) -> None:
     async with running_server(responder=responder) as server, context:
         page = await visit(context, server.url)
         await ask(page, "Go on")
-        await expect(page.locator(".answer .mark")).to_contain_text("Failed: ")
+        await expect(page.locator(".answer .mark")).to_have_text(
+            "Failed: Something went wrong at the server. Try it again."
+        )
         assert await page.locator(".answer .text").text_content() == "So far "
         assert "secret detail" not in await page.content()
 

@@ -34,6 +34,37 @@ OUT_OF_SIGHT = """() => [...document.querySelectorAll("button, select, textarea,
     .filter(([, { left, right, width, height }]) => left < 0 || right > innerWidth || !width || !height)
     .map(([name]) => name)"""
 """The controls that a finger can't get at."""
+FOLD = {"width": 1280, "height": 800}
+ESSENTIAL = [
+    "#state",
+    "#presence",
+    ".answer:last-child .text",
+    "#input",
+    "#send",
+    "#stop",
+    "#note-words",
+    "#note-progress",
+    "#note-stop",
+    "#note-text section:last-child",
+    "#fact-transport",
+    "#waits",
+    "#fact-median",
+    "#fact-first-token",
+    "#fact-p95",
+    "#fact-written",
+    "#fact-cost",
+    "#fact-saved",
+    "#fact-saved-more",
+    "#fact-reconnects",
+]
+UNSEEN = """(selectors) => selectors.filter((selector) => {
+    const part = document.querySelector(selector);
+    const { left, top, right, bottom } = part.getBoundingClientRect();
+    const [x, y] = [(left + right) / 2, (top + bottom) / 2];
+    const ends = [[left + 2, y], [right - 2, y], [x, top + 2], [x, bottom - 2]];
+    return !ends.every(([x, y]) => part.contains(document.elementFromPoint(x, y)));
+})"""
+"""Which of them are not in sight, from one end to the other."""
 VIOLATIONS = """async () => (await axe.run(document, { resultTypes: ["violations"] })).violations
     .map(({ id, nodes }) => [id, ...nodes.map(({ target, failureSummary }) => `${target}: ${failureSummary}`)])"""
 
@@ -182,6 +213,34 @@ async def test_a_phone_shows_one_thing_at_a_time(open_context: OpenContext) -> N
         await page.get_by_role("button", name="Draft the note").tap()
         await expect(page.locator("#note")).to_have_attribute("data-status", "complete")
         assert await page.evaluate(OVERFLOW) < 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_what_matters_is_above_the_fold(open_context: OpenContext, scheme: str) -> None:
+    """In the middle of a visit on a small laptop the talk, the note and the figures are in sight, and nothing scrolls
+    but what is inside of them."""
+    paced = Paced()
+    window = await open_context(viewport=FOLD, color_scheme=scheme, reduced_motion="reduce")
+    async with running_server(responder=paced, prices=("*=3/15",)) as server, window:
+        page = await visit(window, server.url)
+        other = await visit(window, f"{page.url}&seat=patient")
+        await ask(page, "To be stopped")
+        await paced.let(20)
+        await expect(page.locator(".answer .text")).to_contain_text("word19")
+        await page.keyboard.press("Escape")
+        await expect(page.locator(".answer .mark")).to_have_text("Stopped")
+        await page.get_by_role("button", name="Draft the note").click()
+        await ask(other, "And this goes on")
+        await paced.let(40)
+        for place in (".answer:last-child .text", "#note-text section"):
+            await expect(page.locator(place)).to_contain_text("word39")
+        await expect(page.locator("#fact-saved")).to_contain_text("tokens")
+        assert await page.evaluate(UNSEEN, ESSENTIAL) == []
+        assert await page.evaluate("[innerWidth, innerHeight].join()") == await page.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.scrollHeight].join()"
+        )
+        await paced.let()
+        await answered(page)
 
 
 @pytest.mark.parametrize(("scheme", "other"), [("light", "dark"), ("dark", "light")])
