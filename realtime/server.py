@@ -23,9 +23,10 @@ from realtime.access.arrivals import Arrivals
 from realtime.access.rates import parse_rate
 from realtime.check import check_reach
 from realtime.drain import Drain
+from realtime.http_transport import PunctualHttpProtocol
 from realtime.observe import logs, traces
 from realtime.settings import Settings, SettingsError, parsed
-from realtime.transport import PunctualHttpProtocol, StallProofProtocol
+from realtime.transport import StallProofProtocol
 
 LOOK_S = 0.1
 """How often a drain looks whether somebody is in a hurry, which is as often as uvicorn looks."""

@@ -1,4 +1,4 @@
-"""The connections below the application: uvicorn's protocols, bounded in time and in what one client makes them do."""
+"""WebSockets below the application: uvicorn's protocol, bounded in time and in what one client makes it do."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from http import HTTPStatus
 from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import http11
 from websockets.frames import CloseCode as WireCloseCode
 from websockets.frames import Frame
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
-from realtime.access.arrivals import Arrivals
 from realtime.access.headers import USUAL
 from realtime.access.rates import Allowance, Rate
 from realtime.doorbell import Doorbell
+from realtime.http_transport import MAX_HEAD_BYTES
 
 ABORT_S = 2.0
 """How long after its close frame a connection may linger: its client takes nothing, or does not answer."""
@@ -30,11 +30,10 @@ PINGS = Rate(100, 1.0)
 """How many pings and pongs a client may send."""
 SLICE_BYTES = 512
 """How much is taken apart at once: frames can be as small as six bytes, and one read brings 250,000."""
-HEAD_TIMEOUT_S = 10.0
-"""How long the head of a request may take."""
-MAX_HEAD_BYTES = 32 * 1024
-"""How long the head of a request may be."""
 NOTHING = memoryview(b"")
+http11.MAX_LINE_LENGTH = (
+    MAX_HEAD_BYTES  # otherwise an environment variable's; no longer token than over HTTP is too long
+)
 
 
 class Mailbox:
@@ -157,7 +156,8 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
         self._unread = memoryview(bytes(self._unread) + data)
         self._take_apart()
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(b"".join(self.conn.data_to_send()))
+            refusal = b"".join(self.conn.data_to_send()) or self.conn.reject(400, "No body is taken.\n").serialize()
+            self.transport.write(refusal)
             self.transport.close()
 
     def _take_apart(self) -> None:
@@ -257,100 +257,6 @@ class StallProofProtocol(WebSocketsSansIOProtocol):
 
     def _abort_later(self) -> None:
         self.loop.call_later(ABORT_S, self.transport.abort)
-
-
-class PunctualHttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, with a deadline and a largest size for the head of each request.
-
-    What comes after an answer and is no head, such as the rest of a body that nobody wanted, or empty lines, puts off
-    uvicorn's timeout again and again. It does not put off this one.
-    """
-
-    def __init__(self, *args: Any, arrivals: Arrivals, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._arrivals = arrivals
-        self._deadline: asyncio.TimerHandle | None = None
-        self._head_bytes: int | None = 0
-        """How much has come of a head; `None` while what comes is no head."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client is there: once it is its turn it has to say what it wants."""
-        super().connection_made(transport)
-        wait_s = self._arrivals.wait_s(self.client[0] if self.client else "", self.loop.time())
-        if wait_s is None:
-            transport.abort()
-        elif wait_s:
-            transport.pause_reading()
-            self._deadline = self.loop.call_later(wait_s, self._begin)
-        else:
-            self._expect_head()
-
-    def _begin(self) -> None:
-        self.transport.resume_reading()
-        self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Some of a request. Of its head no more is taken apart than a head may be long."""
-        while data and self._head_bytes is not None:
-            room = MAX_HEAD_BYTES - self._head_bytes
-            piece, data = data[:room], data[room:]
-            self._head_bytes += len(piece)
-            super().data_received(piece)
-            if self.transport.is_closing() or self.transport.get_protocol() is not self:
-                return
-            if self._has_endless_head():
-                self._refuse("431 Request Header Fields Too Large", "")
-                return
-        if data:
-            super().data_received(data)
-
-    def _has_endless_head(self) -> bool:
-        return self._head_bytes is not None and self._head_bytes >= MAX_HEAD_BYTES
-
-    def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, with what every answer carries."""
-        self._refuse("400 Bad Request", msg)
-
-    def _refuse(self, status: str, text: str) -> None:
-        headers = [*USUAL, (b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-        headers.append((b"content-length", b"%d" % len(text)))
-        head = b"".join(b"%s: %s\r\n" % pair for pair in headers)
-        self.transport.write(b"HTTP/1.1 %s\r\n%s\r\n%s" % (status.encode(), head, text.encode()))
-        self.transport.close()
-
-    def on_message_begin(self) -> None:
-        """A request begins: what came until now in one piece with it counts as its head's."""
-        super().on_message_begin()
-        head_bytes = self._head_bytes
-        self._expect_head()
-        self._head_bytes = head_bytes or 0
-
-    def on_headers_complete(self) -> None:
-        """Its head is whole."""
-        self._forget_deadline()
-        self._head_bytes = None
-        super().on_headers_complete()
-
-    def on_response_complete(self) -> None:
-        """It is answered: another may follow."""
-        super().on_response_complete()
-        if self.cycle.response_complete and not self.transport.is_closing():
-            self._expect_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
-        self._forget_deadline()
-        super().connection_lost(exc)
-
-    def _expect_head(self) -> None:
-        self._forget_deadline()
-        self._head_bytes = 0
-        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
-
-    def _forget_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 def _is_utf8(data: bytes) -> bool:

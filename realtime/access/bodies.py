@@ -39,6 +39,10 @@ class BodyCheck:
     def _fault(self, scope: Scope) -> InvalidRequest | None:
         headers = dict(scope["headers"])
         asked = path_of(scope)
+        if scope["method"] in {"GET", "HEAD"} and (
+            headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        ):
+            return InvalidRequest("body_not_allowed", "What is only read takes no body.")
         limit = next(limit for path, limit in self._limits_bytes.items() if asked.startswith(path))
         if int(headers.get(b"content-length", b"0")) > limit:  # the server has refused what is no number
             return body_too_large(limit)

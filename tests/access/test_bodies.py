@@ -84,7 +84,7 @@ async def test_deep_json_is_a_typed_error(path: str) -> None:
 
 async def test_a_body_that_drips_is_given_up() -> None:
     """Its deadline is for the whole of it: what comes in between does not put it off. Then the connection goes, too."""
-    with mock.patch("realtime.http.BODY_TIMEOUT_S", 0.3), mock.patch("realtime.transport.HEAD_TIMEOUT_S", 0.3):
+    with mock.patch("realtime.http.BODY_TIMEOUT_S", 0.3), mock.patch("realtime.http_transport.HEAD_TIMEOUT_S", 0.3):
         async with running_server(echo) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             dripping = asyncio.ensure_future(drip(writer))
@@ -102,7 +102,7 @@ async def test_a_body_that_drips_is_given_up() -> None:
 async def test_what_drips_after_an_answer_holds_no_connection(line: bytes) -> None:
     """The rest of a body that nobody wanted, or empty lines, for which uvicorn itself would wait for ever."""
     declared = b"Content-Length: 100000\r\n" if line.startswith(b"POST") else b""
-    with mock.patch("realtime.transport.HEAD_TIMEOUT_S", 0.3):
+    with mock.patch("realtime.http_transport.HEAD_TIMEOUT_S", 0.3):
         async with running_server(echo, max_message_bytes=LIMIT) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(line + b"\r\nHost: 127.0.0.1\r\n" + declared + b"\r\n")
@@ -152,7 +152,7 @@ async def test_three_hundred_that_never_get_to_the_point_are_gone_after_the_dead
         post("/v1/complete", "Content-Length: 1000") + b"{",
         post("/v1/sessions", "Transfer-Encoding: chunked") + b"5\r\n{",
     ]
-    with mock.patch("realtime.http.BODY_TIMEOUT_S", 1.0), mock.patch("realtime.transport.HEAD_TIMEOUT_S", 1.0):
+    with mock.patch("realtime.http.BODY_TIMEOUT_S", 1.0), mock.patch("realtime.http_transport.HEAD_TIMEOUT_S", 1.0):
         async with running_server(echo) as server, attached(server) as good:
             slow = [asyncio.ensure_future(lingering(server, beginnings[n % len(beginnings)])) for n in range(SLOW)]
             served = 0

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from realtime.http_transport import MAX_HEAD_BYTES
 from realtime.responders.base import Request
-from realtime.transport import MAX_HEAD_BYTES
 from tests.access.wire import PATIENCE_S, UPGRADE, Answer, ask, read_answer, telling_server
 from tests.end_to_end import echo
 from tests.support.client import attached

@@ -19,8 +19,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from realtime.connection import MAX_REFUSED
+from realtime.http_transport import MAX_HEAD_BYTES
 from realtime.settings import Settings
-from realtime.transport import MAX_HEAD_BYTES, MAX_LATE, PINGS, SLICE_BYTES, StallProofProtocol
+from realtime.transport import MAX_LATE, PINGS, SLICE_BYTES, StallProofProtocol
 from tests.access.signing import SECRET, token
 from tests.end_to_end import PATIENCE_S, Model, echo
 from tests.faults.test_frames import CLOSE, PING, PONG, TEXT, RawSocket, frame, message, raw
