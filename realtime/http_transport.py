@@ -63,6 +63,10 @@ class _Flow(FlowControl):
         """Have more read."""
         super().resume_reading()
 
+    def forget(self) -> None:
+        """Nobody is there any more who could be told what is wanted."""
+        self._want = _nothing
+
 
 class PunctualHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, with one request at a time, a deadline and a largest size for the head of each, a body
@@ -166,8 +170,8 @@ class PunctualHttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
             if self._should_upgrade():
-                self._forget_deadline()
                 self.handle_websocket_upgrade()
+                self._let_go()
         except httptools.HttpParserError:
             self._refuse("400 Bad Request", "Invalid HTTP request received.")
         if self.pipeline:  # one piece held two requests, by a reading of the end that is not ours
@@ -226,9 +230,15 @@ class PunctualHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
+        super().connection_lost(exc)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """It is over: nothing refers to this in a circle, so that it is gone at once."""
         self._forget_deadline()
         self._unread = NOTHING
-        super().connection_lost(exc)
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does
+        self.flow.forget()
 
     def _expect_head(self) -> None:
         self._phase = _Phase.HEAD
@@ -253,3 +263,7 @@ class PunctualHttpProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _nothing() -> None:
+    pass

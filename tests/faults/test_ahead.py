@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from realtime.http_transport import MAX_AHEAD_BYTES, MAX_HEADERS, MAX_UNREAD_BYTES
+from realtime.http_transport import MAX_AHEAD_BYTES, MAX_HEADERS, MAX_UNREAD_BYTES, PunctualHttpProtocol
 from realtime.responders.base import Request, ResponderEvent
 from tests.access.wire import UPGRADE, read_answer
 from tests.end_to_end import echo
@@ -299,3 +299,19 @@ async def test_what_waits_is_bounded_while_an_answer_is_under_way() -> None:
             with suppress(ConnectionError):
                 assert await reader.read() == b""
             await waiting.left.wait()
+
+
+async def test_a_connection_that_is_over_leaves_nothing_to_collect() -> None:
+    """Neither one that was closed, nor one that is a WebSocket now: collecting garbage takes time from all."""
+    async with running_server(echo) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            async with connected(server) as (reader, writer):
+                writer.write(ALIVE)
+                await read_answer(reader)
+            async with attached(server), asyncio.timeout(PATIENCE_S):
+                while any(type(one) is PunctualHttpProtocol for one in gc.get_objects()):
+                    await asyncio.sleep(0.02)
+        finally:
+            gc.enable()
