@@ -311,7 +311,7 @@ async def test_a_connection_that_is_over_leaves_nothing_to_collect() -> None:
                 writer.write(ALIVE)
                 await read_answer(reader)
             async with attached(server), asyncio.timeout(PATIENCE_S):
-                while any(type(one) is PunctualHttpProtocol for one in gc.get_objects()):
+                while any(type(one) is PunctualHttpProtocol for one in gc.get_objects()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         finally:
             gc.enable()
