@@ -32,11 +32,14 @@ class Absence:
         self._clock = clock
         self._was_there = False
         self._since: float | None = None
+        self._told = ""
+        """What was said last since then: once is enough."""
 
     def attached(self) -> None:
         """The session is there, for the first time or again."""
         self._was_there = True
         self._since = None
+        self._told = ""
 
     def lost(self, code: int, reason: str, reconnect_in_s: float) -> None:
         """The connection is lost, or did not open, and is tried again. Raises `ChatEnded` where that is no use."""
@@ -47,5 +50,10 @@ class Absence:
         if self._since is None:
             self._since = now
         if now + reconnect_in_s - self._since > self._patience_s:
-            raise ChatEnded(f"No session for {self._patience_s:g} s{because}")
-        self._note(f"{'connection lost, coming back' if self._was_there else 'no session yet, trying again'}{because}")
+            raise ChatEnded(f"No session for {now - self._since:.0f} s{because}")
+        self._tell(f"{'connection lost, coming back' if self._was_there else 'no session yet, trying again'}{because}")
+
+    def _tell(self, text: str) -> None:
+        if text != self._told:
+            self._note(text)
+        self._told = text

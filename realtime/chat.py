@@ -73,22 +73,24 @@ async def _run(url: str, session_id: str | None, token: str | None) -> int:
 
 @contextmanager
 def _ending_signals() -> Iterator[list[int]]:
-    """Cancel on what ends a process, as asyncio does on Ctrl-C, unless it is ignored; gives what came."""
+    """Cancel on what ends a process, as asyncio does on Ctrl-C, unless it is ignored; gives what came. A second one
+    ends it at once: the first is not seen while a reader keeps us waiting."""
     loop, task, caught = asyncio.get_running_loop(), asyncio.current_task(), list[int]()
     assert task is not None
 
-    def end(number: int) -> None:
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
         caught.append(number)
-        task.cancel()
+        loop.call_soon_threadsafe(task.cancel)
 
     numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
     for number in numbers:
-        loop.add_signal_handler(number, end, number)
+        signal.signal(number, end)
     try:
         yield caught
     finally:
         for number in numbers:
-            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _end_of(closed: SessionClosed, told: str = "") -> str:
