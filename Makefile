@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 IMPURE_TESTS := client conformance contract end_to_end faults support responders \
 	$(addprefix access/test_,addresses.py bodies.py headers.py jwks.py keeper.py ledger.py origins.py rates.py rules.py till.py tokens.py) \
 	$(addprefix tasks/test_,desk.py endpoints.py local.py reporter.py run.py saq_queue.py splitting.py stream.py summarise.py tools.py worker.py) \
-	$(addprefix test_,chat.py check.py comparison.py compose.py conftest.py dashboard.py decoding.py docs.py drain.py engine.py extras.py instances.py journal.py live.py \
+	$(addprefix test_,check.py comparison.py compose.py conftest.py dashboard.py decoding.py docs.py drain.py engine.py extras.py instances.py journal.py live.py \
 	logs.py loop_watch.py metrics.py offload.py oneshot.py pages.py redis_access.py redis_health.py redis_store.py repository.py \
 	schemas.py sealing.py server.py site.py transcript_identity.py turn.py upkeep.py wheel.py workers.py)
 PURE_TESTS := tests $(addprefix --ignore=tests/,$(IMPURE_TESTS))

@@ -116,7 +116,10 @@ def _given(**options: Any) -> dict[str, Any]:
     "--token", default=None, envvar="REALTIME_TOKEN", help="Who you are, if the server asks (REALTIME_TOKEN)."
 )
 def chat(url: str, session: str | None, token: str | None) -> None:
-    """Talk to a server from the terminal."""
+    """Talk to a server from the terminal, or from a script.
+
+    /task NAME {…} starts a task, /cancel stops it; a line that begins with // says one that begins with /.
+    """
     from realtime.chat import run
 
     sys.exit(run(url, session, token))

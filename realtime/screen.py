@@ -1,19 +1,20 @@
-"""What the terminal client shows of a session: text for each of its messages."""
+"""What the terminal client shows of a session: what to write for each of its messages."""
 
 from __future__ import annotations
 
 import unicodedata
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
 from realtime.client import Event
+from realtime.printing import Paper
 from realtime.protocol import (
     ErrorMessage,
     ItemCreated,
     OutputTextDelta,
     ResponseDone,
-    SessionClosed,
     SessionCreated,
     SessionResumed,
     TaskCreated,
@@ -21,91 +22,104 @@ from realtime.protocol import (
     TaskProgress,
 )
 
-PROGRESS_CHARS = 78
+PROGRESS_CHARS = 76
 """The longest progress line: one that wraps could not be written over."""
-CLEAR = "\r\x1b[K"
-"""Goes back to the start of the line, and empties it."""
+JOINERS = frozenset(
+    "\u200c\u200d"  # join and part letters, and emoji
+    "\u061c\u200e\u200f"  # a direction's mark, which turns nothing but its neighbours
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"  # signs around numbers
+) | frozenset(map(chr, (*range(0x13430, 0x13440), *range(0xE0020, 0xE0080))))  # hieroglyphs; flags of regions
+"""Format characters that writing needs. Those that turn the direction of what follows are none of them."""
 
 
 class Screen:
-    """Knows what stands on the line that has not ended, and writes nothing itself.
+    """Shows a session on paper."""
 
-    Where it `shows_progress`, it is a terminal, in which the line that says how far a task is can be written over.
-    """
-
-    def __init__(self, *, shows_progress: bool = False) -> None:
-        self._shows_progress = shows_progress
+    def __init__(self, paper: Paper) -> None:
+        self._paper = paper
         self._session_id: str | None = None
         self._names: dict[str, str] = {}
         """What the tasks are called that have not ended."""
-        self._open: Literal["", "text", "progress"] = ""
 
-    def shown(self, event: Event) -> str:
-        """What a message shows."""
+    def show(self, event: Event) -> None:
+        """Write what a message shows. Raises `OSError`."""
         match event:
             case SessionCreated() | SessionResumed() if self._session_id is None:
                 self._session_id = event.session.id
-                return self.line(f"[session {self._session_id}; Ctrl-C stops an answer, Ctrl-D leaves]")
-            case ItemCreated(replay=True):
-                return self.line(f"{event.item.user}> {event.item.content}")
+                self.note(f"session {self._session_id}; Ctrl-C stops an answer, Ctrl-D leaves")
+            case ItemCreated():
+                self._paper.line(printable(f"{event.item.user}> {event.item.content}"))
             case OutputTextDelta():
-                return self._text(event)
+                if event.reset:
+                    self._paper.restart()
+                self._paper.text(printable(event.delta))
             case ResponseDone():
-                return self.line(_end_of(event), fresh=False)
+                self._paper.end(printable(_shortfall(event)))
             case TaskCreated():
                 self._names[event.task.id] = event.task.name
             case TaskProgress():
-                return self._progress(event)
+                self._progress(event)
             case TaskDone():
-                return self.line(_result_of(self._names.pop(event.task_id, "task"), event))
+                self._result(event)
             case ErrorMessage():
-                return self.line(f"[{event.error.message}]")
-            case SessionClosed():
-                return self.line(f"[the session was {event.reason}]")
+                self.note(event.error.message)
             case _:
                 pass
-        return ""
 
-    def line(self, text: str, *, fresh: bool = True) -> str:
-        """A whole line, which begins anew where it is `fresh`."""
-        start = {"": "", "progress": CLEAR, "text": "\n" if fresh else ""}[self._open]
-        self._open = ""
-        return f"{start}{_printable(text)}\n"
+    def note(self, text: str) -> None:
+        """Write a remark on what happens. Raises `OSError`."""
+        self._paper.note(printable(text))
 
-    def _text(self, event: OutputTextDelta) -> str:
-        start = CLEAR if self._open == "progress" else ""
-        if event.reset and self._open == "text":
-            start = self.line(" [a part of this was lost; the answer once more:]", fresh=False)
-        self._open = "text"
-        return start + _printable(event.delta)
-
-    def _progress(self, event: TaskProgress) -> str:
-        """How far a task is, in one line over the one before; not in the middle of an answer."""
-        if not self._shows_progress or self._open == "text":
-            return ""
+    def _progress(self, event: TaskProgress) -> None:
         far = f"{event.progress}" if event.total is None else f"{event.progress}/{event.total}"
         told = " ".join([self._names.get(event.task_id, "task"), far, *(event.message or "").split()])
-        self._open = "progress"
-        return f"{CLEAR}[{_printable(told)[:PROGRESS_CHARS]}]"
+        self._paper.progress(printable(told)[:PROGRESS_CHARS])
+
+    def _result(self, done: TaskDone) -> None:
+        end = f"{self._names.pop(done.task_id, 'task')} {done.status}"
+        self.note(end if done.error is None else f"{end}: {done.error.message}")
+        if done.result is not msgspec.UNSET:
+            self._paper.line(printable("\n".join(_readable(done.result))))
+        if done.result_url is not None:
+            self._paper.line(printable(done.result_url))
 
 
-def _end_of(done: ResponseDone) -> str:
+def _shortfall(done: ResponseDone) -> str:
+    """Why an answer is not whole."""
     if done.error is not None:
-        return f" [{done.error.message}]"
-    return "" if done.status == "completed" else f" [{done.status}]"
+        return done.error.message
+    return "" if done.status == "completed" else done.status
 
 
-def _result_of(name: str, done: TaskDone) -> str:
-    end = f"[{name} {done.status}]"
-    if done.error is not None:
-        end += f" [{done.error.message}]"
-    if done.result is not msgspec.UNSET:
-        end += f"\n{msgspec.json.format(msgspec.json.encode(done.result)).decode()}"
-    if done.result_url is not None:
-        end += f" {done.result_url}"
-    return end
+def _readable(value: Any) -> Iterator[str]:
+    """The lines of a result: its texts as they are, the rest as JSON."""
+    match value:
+        case str():
+            yield from value.splitlines() or [""]
+        case dict():
+            for name, one in value.items():
+                yield from _named(f"{name}:", one)
+        case list():
+            for one in value:
+                yield from _named("-", one)
+        case _:
+            yield msgspec.json.encode(value).decode()
 
 
-def _printable(text: str) -> str:
-    """Text without control characters: a model's words must not steer the terminal."""
-    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+def _named(name: str, value: Any) -> Iterator[str]:
+    """A part of a result: behind its name where it is short, else below it."""
+    lines = list(_readable(value))
+    if len(lines) == 1 and not isinstance(value, dict | list):
+        yield f"{name} {lines[0]}"
+        return
+    yield name
+    yield from (f"  {line}" for line in lines)
+
+
+def printable(text: str) -> str:
+    """Text without what steers the terminal, or turns the direction of what follows: a model's words must not."""
+    return "".join(char for char in text if char in "\n\t" or char in JOINERS or _is_shown(char))
+
+
+def _is_shown(char: str) -> bool:
+    return unicodedata.category(char) not in {"Cc", "Cf"}

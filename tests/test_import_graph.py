@@ -31,7 +31,7 @@ LAYERS = (
     ("tasks",),
     ("drain", "parts"),
     ("page", "app", "tasks.process"),
-    ("server", "chat", "screen", "keyboard"),
+    ("server", "chat", "chat_commands", "absence", "screen", "printing", "keyboard"),
     ("workers",),
     ("cli",),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 
 from realtime.client import Event, UnknownEvent
+from realtime.printing import Paper, PipePaper, TerminalPaper
 from realtime.protocol import (
     ErrorBody,
     ErrorMessage,
@@ -17,7 +19,6 @@ from realtime.protocol import (
     ReasoningDelta,
     ResponseDone,
     Session,
-    SessionClosed,
     SessionCreated,
     SessionResumed,
     Task,
@@ -45,9 +46,40 @@ SESSION = Session(
 FIRST: dict[str, Any] = {"session": SESSION, "connection_id": "conn_1", "positions": {}, "participants": []}
 
 
-def attached() -> Screen:
+class Shown:
+    """A screen, and what each message writes."""
+
+    def __init__(self, paper: Paper, *files: io.StringIO) -> None:
+        self._screen = Screen(paper)
+        self._files = files
+
+    def shown(self, event: Event) -> str:
+        """What this message writes; where there are two places, what goes to the second stands behind a `|`."""
+        self._screen.show(event)
+        texts = [file.getvalue() for file in self._files]
+        for file in self._files:
+            file.seek(0)
+            file.truncate()
+        return "|".join(texts)
+
+
+def new() -> Shown:
+    """A terminal."""
+    out = io.StringIO()
+    return Shown(TerminalPaper(out), out)
+
+
+def attached() -> Shown:
     """One that has told its session."""
-    screen = Screen()
+    screen = new()
+    screen.shown(SessionCreated(**FIRST))
+    return screen
+
+
+def piped() -> Shown:
+    """The same in a pipe."""
+    out, notes = io.StringIO(), io.StringIO()
+    screen = Shown(PipePaper(out, notes), out, notes)
     screen.shown(SessionCreated(**FIRST))
     return screen
 
@@ -73,7 +105,7 @@ def failure(message: str) -> Failure:
     return Failure(type="server_error", code="c", message=message)
 
 
-def running() -> Screen:
+def running() -> Shown:
     """One in the middle of an answer: it has shown `one `."""
     screen = attached()
     assert screen.shown(delta("one ")) == "one "
@@ -88,17 +120,16 @@ def task_done(status: Any = "complete", **fields: Any) -> Event:
     return TaskDone(task_id="task_1", status=status, **fields)
 
 
-def watching() -> Screen:
-    """A terminal, with a session in which a task runs."""
-    screen = Screen(shows_progress=True)
-    screen.shown(SessionCreated(**FIRST))
+def watching() -> Shown:
+    """One with a session in which a task runs."""
+    screen = attached()
     screen.shown(TaskCreated(task=Task(id="task_1", name="count", status="pending", created_at=NOW)))
     return screen
 
 
 def test_the_session_is_told_once() -> None:
     """At the first connection, and not again after a reconnect."""
-    screen = Screen()
+    screen = new()
     assert "sess_1" in screen.shown(SessionCreated(**FIRST))
     assert screen.shown(SessionResumed(**FIRST)) == ""
 
@@ -134,10 +165,10 @@ def test_an_error_begins_a_line_of_its_own() -> None:
     assert attached().shown(refusal("No.")) == "[No.]\n"
 
 
-def test_what_was_said_is_shown_in_a_replay_alone() -> None:
-    """What the user types stands on the screen already."""
-    assert attached().shown(item("hello")) == ""
-    assert attached().shown(item("hello", replay=True)) == "anonymous> hello\n"
+def test_what_others_say_is_shown() -> None:
+    """As it comes, and in a replay; on a line of its own."""
+    assert attached().shown(item("hello")) == "anonymous> hello\n"
+    assert running().shown(item("hello", replay=True)) == "\nanonymous> hello\n"
 
 
 def test_progress_is_one_line_that_is_written_over() -> None:
@@ -167,17 +198,52 @@ def test_progress_never_wraps() -> None:
     assert "\n" not in shown
 
 
-def test_outside_of_a_terminal_there_is_no_progress() -> None:
-    """A line that is written over would be many lines in a file."""
-    assert attached().shown(progress(1, 3)) == ""
+def test_a_pipe_gets_what_was_said_alone() -> None:
+    """Remarks go to the other place. A line that is written over would be many lines in a file."""
+    screen = piped()
+    assert screen.shown(progress(1, 3)) == "|"
+    assert screen.shown(item("hello")) == "anonymous> hello\n|"
+    assert screen.shown(delta("one ")) == "one |"
+    assert screen.shown(refusal("No.")) == "|[No.]\n"
+    assert screen.shown(delta("two")) == "two|"
+    assert screen.shown(done("cancelled")) == "\n|[cancelled]\n"
+    assert screen.shown(done("failed", error=failure("It is overloaded."))) == "|[It is overloaded.]\n"
+    assert screen.shown(task_done(result="short")) == "short\n|[task complete]\n"
+
+
+def test_a_pipe_says_elsewhere_that_an_answer_begins_anew() -> None:
+    """It gets the answer once more, on a line of its own."""
+    screen = piped()
+    screen.shown(delta("one"))
+    assert screen.shown(delta("one", reset=True)) == "\none|[a part of the answer was lost; it comes once more]\n"
 
 
 def test_the_end_of_a_task_is_shown_with_what_it_came_to() -> None:
     """Its result, where that is to be had, or why there is none."""
-    assert watching().shown(task_done(result={"n": 3})) == '[count complete]\n{\n  "n": 3\n}\n'
-    assert watching().shown(task_done(result_url="/v1/x")) == "[count complete] /v1/x\n"
+    assert watching().shown(task_done(result={"n": 3})) == "[count complete]\nn: 3\n"
+    assert watching().shown(task_done(result_url="/v1/x")) == "[count complete]\n/v1/x\n"
     assert watching().shown(task_done("cancelled")) == "[count cancelled]\n"
-    assert watching().shown(task_done("failed", error=failure("It raised."))) == "[count failed] [It raised.]\n"
+    assert watching().shown(task_done("failed", error=failure("It raised."))) == "[count failed: It raised.]\n"
+
+
+def test_the_texts_of_a_result_are_shown_as_they_are() -> None:
+    """With their lines; what is no text as JSON."""
+    note = {"text": "Plan:\n- rest", "sections": {"plan": "rest", "none": ""}, "codes": ["a", {"n": None}], "n": 1.5}
+    lines = [
+        "text:",
+        "  Plan:",
+        "  - rest",
+        "sections:",
+        "  plan: rest",
+        "  none: ",
+        "codes:",
+        "  - a",
+        "  -",
+        "    n: null",
+        "n: 1.5",
+    ]
+    assert watching().shown(task_done(result=note)) == "\n".join(["[count complete]", *lines, ""])
+    assert watching().shown(task_done(result="a\nb")) == "[count complete]\na\nb\n"
 
 
 def test_reasoning_and_unknown_events_are_not_shown() -> None:
@@ -196,7 +262,6 @@ def test_a_model_can_not_steer_the_terminal(text: str) -> None:
         running().shown(delta(f"a{text}\n\tb")),
         attached().shown(item(f"a{text}b", replay=True)),
         attached().shown(refusal(f"{text}x")),
-        attached().shown(SessionClosed(reason=text)),
         running().shown(done("failed", error=failure(text))),
         watching().shown(task_done("failed", error=failure(text), result=text)).removeprefix("\r\x1b[K"),
     )
@@ -204,3 +269,24 @@ def test_a_model_can_not_steer_the_terminal(text: str) -> None:
         assert not set(line) & set(CONTROLS), repr(line)
     assert shown[0].startswith("a")
     assert shown[0].endswith("\n\tb")
+
+
+@pytest.mark.parametrize("char", ["\u202e", "\u202a", "\u2066", "\u2069", "\ufeff", "\u200b", "\u00ad"])
+def test_nor_turn_the_direction_of_what_follows(char: str) -> None:
+    """Overrides and isolates, and what can't be seen."""
+    assert running().shown(delta(f"a{char}b")) == "ab"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\U0001f469\u200d\U0001f52c",
+        "\u0646\u0645\u06cc\u200c",
+        "\U0001f3f4\U000e0067\U000e007f",
+        "\u200f\u05d0",
+        "\u06dd\u0661",
+    ],
+)
+def test_what_scripts_and_emoji_need_stays(text: str) -> None:
+    """A scientist, a Persian word, the flag of a region, a Hebrew letter, the end of a verse."""
+    assert running().shown(delta(text)) == text

@@ -7,6 +7,7 @@ async with connect("http://127.0.0.1:8000") as session:
                 print(delta, end="")
 """
 
+from realtime.client.connection import is_token
 from realtime.client.errors import MessageTooLarge, QueueFull, RealtimeError, SessionClosed
 from realtime.client.events import Event, ResponseEvent, TaskEvent, UnknownEvent
 from realtime.client.session import Session, connect
@@ -28,4 +29,5 @@ __all__ = [
     "TaskStream",
     "UnknownEvent",
     "connect",
+    "is_token",
 ]

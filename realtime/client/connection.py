@@ -38,6 +38,11 @@ _websockets_pass: dict[str, bool] = {}
 """Whether WebSockets get through to a host: what this process has learnt."""
 
 
+def is_token(text: str) -> bool:
+    """Whether it can be a bearer token, by its characters; whether a server takes it is another matter."""
+    return TOKEN.fullmatch(text) is not None
+
+
 class Options(Struct, frozen=True, kw_only=True):
     """What a connection is asked for: see `connect`."""
 
@@ -147,7 +152,7 @@ class Connection:
         given: Any = self._options.token
         if callable(given):
             given = await self._ask(given)
-        return given if isinstance(given, str) and TOKEN.fullmatch(given) else None
+        return given if isinstance(given, str) and is_token(given) else None
 
     async def _ask(self, get: Callable[[], Any]) -> Any:
         self._token_error = None

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from realtime.chat import Chat
+from realtime.chat_commands import Chat, NotACommand
 from realtime.client import RealtimeError, ResponseStream, Session, TaskStream, connect
-from realtime.protocol import ResponseCreated, TaskCreated
+from realtime.protocol import ErrorBody, ErrorMessage, ResponseCreated, TaskCreated
 from tests.end_to_end import Model
 from tests.support.server import running_server
 
@@ -91,17 +91,52 @@ async def test_the_newest_answer_is_the_one_to_stop() -> None:
         assert (await second.done()).status == "cancelled"
 
 
+def refusing(event_id: str) -> ErrorMessage:
+    body = ErrorBody(type="invalid_request_error", code="c", message="No.", fatal=False, event_id=event_id)
+    return ErrorMessage(error=body)
+
+
 async def test_a_refused_command_leaves_nothing_to_stop() -> None:
-    """Nor anything to cancel."""
+    """Nor anything to cancel, nor anything that the server has not answered to."""
     async with attached(Model()) as (chat, session):
         task = started(chat, "/task nonsense")
         with pytest.raises(RealtimeError):
             await task.done()
-        chat.refused(task.event_id)
-        answer = said(chat, "/cancel")
-        chat.refused(answer.event_id)
+        assert chat.unanswered == ["/task nonsense"]
+        chat.heed(refusing(task.event_id))
+        assert not chat.cancel_task()
+        answer = said(chat, "hello")
+        chat.heed(refusing(answer.event_id))
         assert not chat.stop()
+        assert chat.unanswered == []
         session.cancel(answer.response_id)
+
+
+async def test_what_has_come_to_be_is_answered() -> None:
+    """Only what did not is lost with the session."""
+    model = Model()
+    async with attached(model) as (chat, session):
+        events = aiter(session)
+        pulled = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        said(chat, "hello")
+        assert chat.unanswered == ["hello"]
+        chat.heed(await pulled)
+        assert chat.unanswered == []
+
+
+async def test_to_leave_stops_what_was_asked_for_here() -> None:
+    """And not the answers of others, who still look at them."""
+    model = Model()
+    async with attached(model) as (chat, session):
+        theirs = session.respond("hello")
+        await anext(event async for event in theirs if isinstance(event, ResponseCreated))
+        chat.leave()
+        (await model.turn()).end("hi")
+        assert (await theirs.done()).status == "completed"
+        ours = said(chat, "hello")
+        chat.leave()
+        assert (await ours.done()).status == "cancelled"
 
 
 @pytest.mark.parametrize(("line", "given"), [("/task summarise", "text"), ("/task summarise {oops", "object")])
@@ -113,7 +148,7 @@ async def test_the_server_judges_the_input(line: str, given: str) -> None:
 
 
 async def test_a_task_is_cancelled_and_is_none_of_the_answers() -> None:
-    """Ctrl-C is for the answer, `/cancel` for the task; once that has ended, the word is said like any other."""
+    """Ctrl-C is for the answer, `/cancel` for the task; once that has ended, there is none to cancel."""
     model = Model()
     async with attached(model) as (chat, _):
         task = started(chat, TASK)
@@ -121,19 +156,30 @@ async def test_a_task_is_cancelled_and_is_none_of_the_answers() -> None:
         assert not chat.stop()
         assert chat.typed("/cancel") is None
         assert (await task.done()).status == "cancelled"
-        assert isinstance(chat.typed("/cancel"), ResponseStream)
+        with pytest.raises(NotACommand, match="no task"):
+            chat.typed("/cancel")
 
 
-@pytest.mark.parametrize("line", ["/cancel", "/task", "/tasks are these"])
-async def test_other_lines_are_said(line: str) -> None:
-    """As they are."""
+@pytest.mark.parametrize("line", ["/cancel", "/cancel it", "/task", "/tasks are these", "/help", " /halp", "/"])
+async def test_a_slash_that_is_no_command_is_refused(line: str) -> None:
+    """And costs nothing."""
+    model = Model()
+    async with attached(model) as (chat, _):
+        with pytest.raises(NotACommand):
+            chat.typed(line)
+        assert (chat.stop(), chat.unanswered, model.calls) == (False, [], 0)
+
+
+@pytest.mark.parametrize(("line", "text"), [("//help", "/help"), ("///", "//"), ("1/2", "1/2"), ("a\n/b", "a\n/b")])
+async def test_a_slash_can_be_said(line: str, text: str) -> None:
+    """Behind another one, and anywhere but at the start."""
     model = Model()
     async with attached(model) as (chat, _):
         answer = said(chat, line)
         turn = await model.turn()
         turn.end("yes")
         await answer.done()
-        assert turn.conversation == [("user", line)]
+        assert turn.conversation == [("user", text)]
 
 
 async def test_nothing_is_stopped_while_the_server_is_away() -> None:

@@ -15,8 +15,9 @@ async def test_a_pipe_waits_for_its_task() -> None:
     """It prints how that ended, and what it came to; the next line is said after that."""
     async with running_server(echo) as server, piped(server.url, LINE + "and now\n") as process:
         out, err = await output_of(process)
-        assert out.index("[summarise complete]") < out.index('"chunks": 1') < out.index("and now\n")
-        assert (err, process.returncode) == ("", 0)
+        assert out.index("chunks: 1\n") < out.index("and now\n")
+        assert "[summarise complete]" in err
+        assert process.returncode == 0
 
 
 async def test_a_terminal_shows_a_task_and_cancels_it() -> None:
