@@ -15,12 +15,13 @@ from msgspec import Struct
 
 from realtime.access.admission import Admission, Ticket
 from realtime.access.audit import tag_of
+from realtime.access.names import joined
 from realtime.access.principal import Principal
 from realtime.access.rules import permit
 from realtime.access.till import Purse
 from realtime.control import CancelResponse
 from realtime.conversation import Message, messages
-from realtime.errors import ConflictError, NotFound, RateLimited, RealtimeError, StoreError, Unavailable
+from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
 from realtime.live import RETRY_S, LiveSession
 from realtime.observe import metrics, traces
 from realtime.protocol import (
@@ -134,19 +135,19 @@ class Commands:
         `InvalidRequest`, `RateLimited` and `StoreError`.
         """
         task_input = self._desk.registry.check(name, given)
-        left = await self._admission.task(principal.payer)
         task_id = new_id("task")
+        task = TaskRef(task_id, task_id, name)
+        announce = partial(self._desk.announce, task, principal.payer)
+        left = await self._admission.task(principal.payer, announce)
         user = principal.user
         session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
         created = task_created(task_id, name, task_input, user=user, payer=principal.payer, now=session.created_at)
         created = msgspec.structs.replace(created, traceparent=traces.current())
-        task = TaskRef(task_id, task_id, name)
         await self._store.create(session, ttl_s=self._desk.ttl_s)
         try:
-            await self._desk.announce(task, principal.payer)
             await self._store.append(task_id, [Write(SESSION_CHANNEL, [created], expect=0)])
         except RealtimeError:
-            self._works.spawn(self._unmake(task_id))  # it may be there, and nobody knows its id
+            self._works.spawn(self._unmake(task))  # it may be there, and nobody knows its id
             raise
         self._works.spawn(self._desk.submit(task))
         return task_id, left
@@ -183,7 +184,7 @@ class Commands:
             command = msgspec.structs.replace(command, input=task_input)
         digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
         if isinstance(command, TaskCreate):
-            command = msgspec.structs.replace(command, task_id=command.task_id or new_id("task"))
+            command = msgspec.structs.replace(command, task_id=command.task_id or _task_id(live, command, principal))
         return _Asked(live, command, principal, digest, task_input)
 
     async def _carry_out(self, asked: _Asked, ticket: Ticket) -> Outcome:
@@ -202,6 +203,8 @@ class Commands:
             position = live.state.position  # now: it is the one that was decided on
             try:
                 decision = await self._admit(asked, decision, ticket)
+            except StoreError:
+                raise
             except RealtimeError:
                 seen = await self._seen(asked)
                 if seen is not None:
@@ -213,7 +216,7 @@ class Commands:
                 await live.refresh()
             except CommandSeen:
                 continue
-            except (NotFound, ConflictError, RateLimited):
+            except (NotFound, ConflictError):
                 raise  # it was refused
             except BaseException:
                 ticket.drop()  # it may have been carried out
@@ -270,7 +273,7 @@ class Commands:
                 bill = await ticket.response(tokens, live.id, _ending(live.state, decision, payer))
                 event = msgspec.structs.replace(event, bill=bill, traceparent=traces.current())
             elif isinstance(event, TaskCreated):
-                await ticket.task()
+                await ticket.task(_Place(self._works, self._desk, live, event, payer))
                 event = msgspec.structs.replace(event, traceparent=traces.current())
             events.append(event)
         return msgspec.structs.replace(decision, events=events)
@@ -298,8 +301,6 @@ class Commands:
         created = [event for event in events if isinstance(event, TaskCreated)]
         tasks = [TaskRef(live.id, event.task.id, event.task.name) for event in created]
         try:
-            for task, one in zip(tasks, created, strict=True):
-                await self._desk.announce(task, one.payer)
             if writes or record:
                 await self._store.append(live.id, writes, record, keep_s=self._desk.ttl_s if tasks else 0.0)
         except StoreError:
@@ -311,12 +312,46 @@ class Commands:
             if isinstance(event, ResponseCreated):
                 await self._works.look_after(live, is_sure=event.response.status != "queued")
 
-    async def _unmake(self, session_id: str) -> None:
+    async def _unmake(self, task: TaskRef) -> None:
         while True:
             with suppress(StoreError):
-                await self._store.erase(session_id)
-                return
+                await self._store.erase(task.session_id)
+                break
             await asyncio.sleep(RETRY_S)
+        await self._desk.withdraw(task)
+
+
+class _Place:
+    """That of a task which a command makes, if it does."""
+
+    def __init__(self, works: Works, desk: Desk, live: LiveSession, created: TaskCreated, payer: str) -> None:
+        self._works = works
+        self._desk = desk
+        self._live = live
+        self._task = TaskRef(live.id, created.task.id, created.task.name)
+        self._payer = payer
+
+    async def take(self) -> None:
+        await self._desk.announce(self._task, self._payer)
+
+    def give_back(self) -> None:
+        self._works.whole(self._live, self._withdraw())
+
+    async def _withdraw(self) -> None:
+        """Unless it is the place of another command's task by now, which has the same id."""
+        with suppress(NotFound):
+            await self._live.refresh()
+        if not self._live.state.knows(self._task.task_id):
+            await self._desk.withdraw(self._task)
+
+
+def _task_id(live: LiveSession, command: TaskCreate, principal: Principal) -> str:
+    """The id of a task whose client has chosen none: the same one, if the same command comes to several instances. So
+    they announce the same task."""
+    if command.event_id is None:
+        return new_id("task")
+    named = joined(live.id, principal.user, command.event_id)
+    return f"task_{hashlib.blake2b(named.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
 
 
 def _ending(state: SessionState, decision: Decision, payer: str) -> int:
