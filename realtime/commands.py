@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct
@@ -109,8 +108,8 @@ class Commands:
         self._defaults = defaults
         self._limits = limits
         self._ttl_s = ttl_s
-        self._under_way: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
-        """By session, user and `event_id`: held by the command that is being carried out."""
+        self._under_way: dict[tuple[str, str, str], asyncio.Future[StoreError | None]] = {}
+        """By session, user and `event_id`: the command that is being carried out, done with what its like fail with."""
 
     async def create(self, principal: Principal, overrides: Overrides | None = None) -> str:
         """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not
@@ -156,7 +155,7 @@ class Commands:
         """Carry out a principal's command: append what it comes to. Raises the `RealtimeError` that refuses it.
 
         A command whose `event_id` was carried out before does nothing; while it is being carried out here, it is waited
-        for. Cancelled, it was carried out whole or not at all.
+        for, and where the store does not answer that one, both fail. Cancelled, it was carried out whole or not at all.
         """
         if self._works.draining and isinstance(command, self._begins_here):
             raise Unavailable("draining", "This instance is shutting down; another one takes it.", retry_after_ms=1000)
@@ -169,12 +168,27 @@ class Commands:
         finally:
             ticket.give_back()
 
-    def _alone(self, asked: _Asked) -> AbstractAsyncContextManager[object]:
-        """Has whoever sends the same command meanwhile wait: what it takes is not taken twice, nor refused to one."""
+    @asynccontextmanager
+    async def _alone(self, asked: _Asked) -> AsyncIterator[None]:
+        """Has the same command wait meanwhile: what it takes is not taken twice, nor refused to one. Where the store
+        does not answer, they do not find that out one after the other."""
         if asked.command.event_id is None:
-            return nullcontext()
+            yield
+            return
         key = asked.live.id, asked.principal.user, asked.command.event_id
-        return self._under_way.setdefault(key, asyncio.Lock())
+        while (before := self._under_way.get(key)) is not None:
+            if (error := await asyncio.shield(before)) is not None:
+                raise error
+        over = self._under_way[key] = asyncio.get_running_loop().create_future()
+        failed: StoreError | None = None
+        try:
+            yield
+        except StoreError as error:
+            failed = error
+            raise
+        finally:
+            del self._under_way[key]
+            over.set_result(failed)
 
     def _checked(self, live: LiveSession, command: Command, principal: Principal) -> _Asked:
         task_input = ""
