@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec import Struct
 
 from realtime.access.admission import Admission, Ticket
 from realtime.access.audit import tag_of
+from realtime.access.names import joined
 from realtime.access.principal import Principal
 from realtime.access.rules import permit
 from realtime.access.till import Purse
 from realtime.control import CancelResponse
 from realtime.conversation import Message, messages
-from realtime.errors import ConflictError, NotFound, RateLimited, RealtimeError, StoreError, Unavailable
+from realtime.errors import ConflictError, NotFound, RealtimeError, StoreError, Unavailable
 from realtime.live import RETRY_S, LiveSession
 from realtime.observe import metrics, traces
 from realtime.protocol import (
@@ -108,8 +108,8 @@ class Commands:
         self._defaults = defaults
         self._limits = limits
         self._ttl_s = ttl_s
-        self._under_way: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
-        """By session, user and `event_id`: held by the command that is being carried out."""
+        self._under_way: dict[tuple[str, str, str], asyncio.Future[StoreError | None]] = {}
+        """By session, user and `event_id`: the command that is being carried out, done with what its like fail with."""
 
     async def create(self, principal: Principal, overrides: Overrides | None = None) -> str:
         """Make a session of the principal's; returns its id. Raises `InvalidRequest` for settings that are not
@@ -134,19 +134,19 @@ class Commands:
         `InvalidRequest`, `RateLimited` and `StoreError`.
         """
         task_input = self._desk.registry.check(name, given)
-        left = await self._admission.task(principal.payer)
         task_id = new_id("task")
+        task = TaskRef(task_id, task_id, name)
+        announce = partial(self._desk.announce, task, principal.payer)
+        left = await self._admission.task(principal.payer, announce)
         user = principal.user
         session = msgspec.structs.replace(self._defaults, id=task_id, owner=user, created_at=timestamp())
         created = task_created(task_id, name, task_input, user=user, payer=principal.payer, now=session.created_at)
         created = msgspec.structs.replace(created, traceparent=traces.current())
-        task = TaskRef(task_id, task_id, name)
         await self._store.create(session, ttl_s=self._desk.ttl_s)
         try:
-            await self._desk.announce(task, principal.payer)
             await self._store.append(task_id, [Write(SESSION_CHANNEL, [created], expect=0)])
         except RealtimeError:
-            self._works.spawn(self._unmake(task_id))  # it may be there, and nobody knows its id
+            self._works.spawn(self._unmake(task))  # it may be there, and nobody knows its id
             raise
         self._works.spawn(self._desk.submit(task))
         return task_id, left
@@ -155,7 +155,7 @@ class Commands:
         """Carry out a principal's command: append what it comes to. Raises the `RealtimeError` that refuses it.
 
         A command whose `event_id` was carried out before does nothing; while it is being carried out here, it is waited
-        for. Cancelled, it was carried out whole or not at all.
+        for, and where the store does not answer that one, both fail. Cancelled, it was carried out whole or not at all.
         """
         if self._works.draining and isinstance(command, self._begins_here):
             raise Unavailable("draining", "This instance is shutting down; another one takes it.", retry_after_ms=1000)
@@ -168,12 +168,27 @@ class Commands:
         finally:
             ticket.give_back()
 
-    def _alone(self, asked: _Asked) -> AbstractAsyncContextManager[object]:
-        """Has whoever sends the same command meanwhile wait: what it takes is not taken twice, nor refused to one."""
+    @asynccontextmanager
+    async def _alone(self, asked: _Asked) -> AsyncIterator[None]:
+        """Has the same command wait meanwhile: what it takes is not taken twice, nor refused to one. Where the store
+        does not answer, they do not find that out one after the other."""
         if asked.command.event_id is None:
-            return nullcontext()
+            yield
+            return
         key = asked.live.id, asked.principal.user, asked.command.event_id
-        return self._under_way.setdefault(key, asyncio.Lock())
+        while (before := self._under_way.get(key)) is not None:
+            if (error := await asyncio.shield(before)) is not None:
+                raise error
+        over = self._under_way[key] = asyncio.get_running_loop().create_future()
+        failed: StoreError | None = None
+        try:
+            yield
+        except StoreError as error:
+            failed = error
+            raise
+        finally:
+            del self._under_way[key]
+            over.set_result(failed)
 
     def _checked(self, live: LiveSession, command: Command, principal: Principal) -> _Asked:
         task_input = ""
@@ -183,7 +198,7 @@ class Commands:
             command = msgspec.structs.replace(command, input=task_input)
         digest = hashlib.blake2b(msgspec.json.encode(command), digest_size=16).digest()
         if isinstance(command, TaskCreate):
-            command = msgspec.structs.replace(command, task_id=command.task_id or new_id("task"))
+            command = msgspec.structs.replace(command, task_id=command.task_id or _task_id(live, command, principal))
         return _Asked(live, command, principal, digest, task_input)
 
     async def _carry_out(self, asked: _Asked, ticket: Ticket) -> Outcome:
@@ -202,6 +217,8 @@ class Commands:
             position = live.state.position  # now: it is the one that was decided on
             try:
                 decision = await self._admit(asked, decision, ticket)
+            except StoreError:
+                raise
             except RealtimeError:
                 seen = await self._seen(asked)
                 if seen is not None:
@@ -213,7 +230,7 @@ class Commands:
                 await live.refresh()
             except CommandSeen:
                 continue
-            except (NotFound, ConflictError, RateLimited):
+            except (NotFound, ConflictError):
                 raise  # it was refused
             except BaseException:
                 ticket.drop()  # it may have been carried out
@@ -270,7 +287,7 @@ class Commands:
                 bill = await ticket.response(tokens, live.id, _ending(live.state, decision, payer))
                 event = msgspec.structs.replace(event, bill=bill, traceparent=traces.current())
             elif isinstance(event, TaskCreated):
-                await ticket.task()
+                await ticket.task(_Place(self._works, self._desk, live, event, payer))
                 event = msgspec.structs.replace(event, traceparent=traces.current())
             events.append(event)
         return msgspec.structs.replace(decision, events=events)
@@ -298,8 +315,6 @@ class Commands:
         created = [event for event in events if isinstance(event, TaskCreated)]
         tasks = [TaskRef(live.id, event.task.id, event.task.name) for event in created]
         try:
-            for task, one in zip(tasks, created, strict=True):
-                await self._desk.announce(task, one.payer)
             if writes or record:
                 await self._store.append(live.id, writes, record, keep_s=self._desk.ttl_s if tasks else 0.0)
         except StoreError:
@@ -311,12 +326,46 @@ class Commands:
             if isinstance(event, ResponseCreated):
                 await self._works.look_after(live, is_sure=event.response.status != "queued")
 
-    async def _unmake(self, session_id: str) -> None:
+    async def _unmake(self, task: TaskRef) -> None:
         while True:
             with suppress(StoreError):
-                await self._store.erase(session_id)
-                return
+                await self._store.erase(task.session_id)
+                break
             await asyncio.sleep(RETRY_S)
+        await self._desk.withdraw(task)
+
+
+class _Place:
+    """That of a task which a command makes, if it does."""
+
+    def __init__(self, works: Works, desk: Desk, live: LiveSession, created: TaskCreated, payer: str) -> None:
+        self._works = works
+        self._desk = desk
+        self._live = live
+        self._task = TaskRef(live.id, created.task.id, created.task.name)
+        self._payer = payer
+
+    async def take(self) -> None:
+        await self._desk.announce(self._task, self._payer)
+
+    def give_back(self) -> None:
+        self._works.whole(self._live, self._withdraw())
+
+    async def _withdraw(self) -> None:
+        """Unless it is the place of another command's task by now, which has the same id."""
+        with suppress(NotFound):
+            await self._live.refresh()
+        if not self._live.state.knows(self._task.task_id):
+            await self._desk.withdraw(self._task)
+
+
+def _task_id(live: LiveSession, command: TaskCreate, principal: Principal) -> str:
+    """The id of a task whose client has chosen none: the same one, if the same command comes to several instances. So
+    they announce the same task."""
+    if command.event_id is None:
+        return new_id("task")
+    named = joined(live.id, principal.user, command.event_id)
+    return f"task_{hashlib.blake2b(named.encode(errors='surrogatepass'), digest_size=16).hexdigest()}"
 
 
 def _ending(state: SessionState, decision: Decision, payer: str) -> int:

@@ -17,7 +17,7 @@ from realtime import engine as engine_module
 from realtime.cursor import Cursor, find_start
 from realtime.doorbell import Doorbell
 from realtime.engine import Engine
-from realtime.errors import ConflictError, NotFound, ServerError, StoreError, Unavailable
+from realtime.errors import ConflictError, NotFound, RateLimited, ServerError, StoreError, Unavailable
 from realtime.live import LiveSession
 from realtime.log import Deltas
 from realtime.observe import logs
@@ -691,24 +691,65 @@ async def test_what_a_command_takes_is_not_refused_to_its_like(limits: dict[str,
             assert {one.made.response_id for one in outcomes} == {"r"}
             await tab.done("r")
         await engine.settled()
-    assert len(engine.commands._under_way) == 0
+    assert engine.commands._under_way == {}
 
 
 async def test_what_was_refused_to_a_command_is_asked_again_by_its_like() -> None:
     """One that waited is carried out by itself, if the one before was not."""
+    responder = Gated()
+    async with running_engine(responder, max_responses_per_user=1) as engine:
+        async with opened(engine) as tab:
+            await tab.respond(response_id="first")
+            command = ResponseCreate(response_id="r", input="go", event_id="evt_1", multitask_strategy="enqueue")
+            sent = [asyncio.create_task(engine.commands.execute(tab.live, command, ANN)) for _ in range(3)]
+            outcomes = await asyncio.gather(*sent, return_exceptions=True)
+            assert [type(one) for one in outcomes] == [RateLimited] * 3
+            assert len({id(one) for one in outcomes}) == 3
+            responder.gate.set()
+            await tab.done("first")
+        await engine.settled()
+    assert engine.commands._under_way == {}
+
+
+async def test_where_the_store_does_not_answer_a_command_its_like_fail_with_it() -> None:
+    """All at once, and not each after a time of its own. What comes after that is carried out."""
     responder, store = Gated(), Faulty()
     responder.gate.set()
     async with running_engine(responder, store=store) as engine:
         async with opened(engine) as tab:
             store.faults = ["before"]
             command = ResponseCreate(response_id="r", input="go", event_id="evt_1")
-            sent = [engine.commands.execute(tab.live, command, ANN) for _ in range(2)]
-            first, second = await asyncio.gather(*sent, return_exceptions=True)
-            assert isinstance(first, StoreError)
-            assert not isinstance(second, BaseException)
-            assert not second.duplicate
+            sent = [engine.commands.execute(tab.live, command, ANN) for _ in range(8)]
+            outcomes = await asyncio.gather(*sent, return_exceptions=True)
+            assert [type(one) for one in outcomes] == [StoreError] * 8
+            assert not (await engine.commands.execute(tab.live, command, ANN)).duplicate
             await tab.done("r")
         await engine.settled()
+    assert engine.commands._under_way == {}
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+async def test_a_command_that_is_cancelled_takes_none_of_its_like_along(cancelled: int) -> None:
+    """Neither the one that is being carried out those that wait for it, nor one that waits the others."""
+    responder, store = Gated(), HangingStore()
+    responder.gate.set()
+    async with running_engine(responder, store=store) as engine:
+        async with opened(engine) as tab:
+            store.gate.clear()
+            command = ResponseCreate(response_id="r", input="go", event_id="evt_1")
+            sent = [asyncio.create_task(engine.commands.execute(tab.live, command, ANN)) for _ in range(4)]
+            await turns_of_the_loop()
+            sent[cancelled].cancel()
+            await asyncio.wait([sent.pop(cancelled)])
+            await turns_of_the_loop()
+            assert not any(one.done() for one in sent)
+            store.gate.set()
+            outcomes = await asyncio.gather(*sent)
+            assert {one.made.response_id for one in outcomes} == {"r"}
+            assert sum(not one.duplicate for one in outcomes) == cancelled
+            await tab.done("r")
+        await engine.settled()
+    assert engine.commands._under_way == {}
 
 
 async def test_a_viewer_that_leaves_while_it_comes_is_gone() -> None:

@@ -16,13 +16,15 @@ from structlog.testing import capture_logs
 
 from realtime.errors import StoreError
 from realtime.parts import make_parts, make_worker
+from realtime.protocol import SESSION_CHANNEL
+from realtime.session import task_created
 from realtime.settings import Settings, SettingsError
 from realtime.store.base import CommandRecord, Missed, Notice, TaskRef, Viewer, ViewerJoined, Write
 from realtime.store.redis import RedisStore
 from realtime.store.sealing import KEY_BYTES, NONCE_BYTES, AesGcm, Clear, Sealer, parse_seal_keys
 from realtime.tasks.local import LocalQueue
 from realtime.tasks.sweeper import Sweeper
-from tests.contract import item, participant, session
+from tests.contract import NOW, item, participant, session
 from tests.support import sample_tasks
 from tests.support.redis_server import RedisServer, redis_server
 
@@ -318,6 +320,8 @@ async def test_a_task_that_can_t_be_read_holds_up_no_other(redis: RedisServer) -
     async with RedisStore(redis.url, sealer=BEFORE) as one, RedisStore(redis.url, sealer=AFTER) as two:
         for store, task in zip((one, two), tasks, strict=True):
             await store.create(session(task.session_id))
+            created = task_created(task.task_id, task.name, "{}", user="ann", payer=None, now=NOW)
+            await store.append(task.session_id, [Write(SESSION_CHANNEL, [created])])
             await store.track(task, 0.0)
         assert await Sweeper(two, queue, again_s=60.0).sweep() == 2
         assert await two.tracked() == 1

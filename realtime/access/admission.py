@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -44,6 +45,16 @@ class Admitted(Struct, frozen=True):
     limits: list[RateLimit]
 
 
+class Place(Protocol):
+    """A place among a payer's tasks."""
+
+    async def take(self) -> None:
+        """Take it, or prolong that it is taken. Raises `RateLimited` where there is none, `StoreError`."""
+
+    def give_back(self) -> None:
+        """Have it be free again, soon. Raises nothing."""
+
+
 class Ticket:
     """One command's admission: asked for once, however often the command is decided.
 
@@ -56,7 +67,7 @@ class Ticket:
         self._admission = admission
         self._principal = principal
         self._admitted: Admitted | None = None
-        self._has_task = False
+        self._place: Place | None = None
 
     async def response(self, tokens: Callable[[], Awaitable[int]], session_id: str, ending: int = 0) -> Bill:
         """The bill of the response, which may use `tokens`. Raises as `Admission.response`."""
@@ -67,15 +78,17 @@ class Ticket:
             self.limits = self._admitted.limits
         return self._admitted.bill
 
-    async def task(self) -> None:
-        """A task. Raises as `Admission.task`."""
-        if not self._has_task:
-            self.limits = [await self._admission.task(self._principal.payer)]
-            self._has_task = True
+    async def task(self, place: Place) -> None:
+        """A task; its place is taken each time. Raises as `Admission.task`."""
+        if self._place is not None:
+            await place.take()
+            return
+        self.limits = [await self._admission.task(self._principal.payer, place.take)]
+        self._place = place
 
     def keep(self) -> Purse | None:
         """What it holds is somebody else's from now on: the purse of the response, if there is one."""
-        admitted, self._admitted = self._admitted, None
+        admitted, self._admitted, self._place = self._admitted, None, None
         return admitted.purse if admitted else None
 
     def drop(self) -> None:
@@ -85,6 +98,8 @@ class Ticket:
 
     def give_back(self) -> None:
         """Nothing was made of it."""
+        if self._place is not None:
+            self._place.give_back()
         if (purse := self.keep()) is not None:
             purse.settle(None)
 
@@ -153,9 +168,18 @@ class Admission:
         limit = await self._take("oneshots", self._most.oneshots, principal.payer)
         return await self._paid(limit, principal, tokens)
 
-    async def task(self, payer: str) -> RateLimit:
-        """A task; what it costs its model calls pay. Raises `RateLimited` and `StoreError`."""
-        return await self._take("tasks", self._most.tasks, payer)
+    async def task(self, payer: str, take_place: Callable[[], Awaitable[None]]) -> RateLimit:
+        """A task, which has a place if `take_place` does not refuse it; what it costs its model calls pay. Raises
+        `RateLimited` and `StoreError`. Where there is no place nothing counts against the rate."""
+        limit = await self._take("tasks", self._most.tasks, payer)
+        try:
+            await take_place()
+        except RateLimited as error:
+            error.limits = [limit]
+            with suppress(StoreError):  # it is refused anyway
+                error.limits = [await self._give_back("tasks", self._most.tasks, payer)]
+            raise
+        return limit
 
     async def _paid(
         self, limit: RateLimit, principal: Principal, tokens: int, session_id: str | None = None, ending: int = 0
@@ -180,6 +204,10 @@ class Admission:
         if not taken.allowed:
             raise _too_often(name, taken)
         return _limit(name, taken)
+
+    async def _give_back(self, name: str, rate: Rate, payer: str) -> RateLimit:
+        await self._rates.give_back(name, payer, rate)
+        return _limit(name, await self._rates.take(name, payer, rate, cost=0))
 
     def _connection_accounts(self, principal: Principal) -> list[Account]:
         """What a connection takes a place of: an anonymous one is its address's alone."""

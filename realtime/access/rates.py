@@ -77,6 +77,10 @@ class Allowance:
         self.full_at = full_at
         return 0.0
 
+    def give_back(self) -> None:
+        """Give back one that was taken."""
+        self.full_at -= self._rate.interval_s
+
     def remaining(self, now: float) -> int:
         """How many may be taken at once."""
         missing = self.reset_s(now) / self._rate.interval_s
@@ -94,10 +98,13 @@ class Rates(Protocol):
     """
 
     async def take(self, name: str, subject: str, rate: Rate, cost: int = 1) -> Taken:
-        """Take `cost`, which is at most the limit, if so much is left; else nothing is taken.
+        """Take `cost`, which is at most the limit, if so much is left; else nothing is taken. 0 only looks.
 
         Raises `StoreError` where Redis does not answer within 1.5 s; it may have been taken then.
         """
+
+    async def give_back(self, name: str, subject: str, rate: Rate) -> None:
+        """Give back one that was taken. Raises `StoreError` as above."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -125,6 +132,9 @@ class MemoryRates:
         allowance = self._allowances.setdefault(joined(name, subject), Allowance(rate))
         wait_s = allowance.take(now, cost)
         return Taken(not wait_s, rate.limit, allowance.remaining(now), allowance.reset_s(now), wait_s)
+
+    async def give_back(self, name: str, subject: str, rate: Rate) -> None:
+        self._allowances.setdefault(joined(name, subject), Allowance(rate)).give_back()
 
     async def __aenter__(self) -> Self:
         return self

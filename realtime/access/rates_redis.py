@@ -14,10 +14,16 @@ from realtime.store.redis_scripts import script
 
 PREFIX = "rt:rate:"
 TAKE = script(RedisLimitAtomicActionSpec.SCRIPTS)
+GIVE_BACK = script("""
+local full_at = redis.call('GET', KEYS[1])
+if full_at then redis.call('SET', KEYS[1], full_at - ARGV[1], 'KEEPTTL') end
+return 1
+""")
+"""ARGV: after how long there is one more. What is not there is full."""
 
 
 class RedisRates:
-    """Those of all instances, in Redis: one key each, gone when it is full again. The step is throttled-py's script."""
+    """Those of all instances, in Redis: one key each, gone when it is full again. `TAKE` is throttled-py's script."""
 
     def __init__(self, url: str) -> None:
         self._calls = Calls(url)
@@ -26,6 +32,9 @@ class RedisRates:
         reply = await self._calls.run(TAKE, key(PREFIX, joined(name, subject)), rate.interval_s, rate.limit, cost)
         is_limited, remaining, reset_s, retry_after_s = reply
         return Taken(not is_limited, rate.limit, remaining, float(reset_s), float(retry_after_s))
+
+    async def give_back(self, name: str, subject: str, rate: Rate) -> None:
+        await self._calls.run(GIVE_BACK, key(PREFIX, joined(name, subject)), rate.interval_s)
 
     async def __aenter__(self) -> Self:
         return self

@@ -203,7 +203,8 @@ class Store(Protocol):
         """Many sessions' appends in one round trip: each succeeds or fails alone, and its error is returned."""
 
     async def read(self, session_id: str, channel: str, after: int, max_chars: int) -> list[Entry]:
-        """The entries after position `after`, in order: all, or at least one and about `max_chars` characters."""
+        """The entries after position `after`, in order: all, or at least one and about `max_chars` characters. It is no
+        use of the session."""
 
     async def find_command(self, session_id: str, user: str, event_id: str) -> CommandRecord | None:
         """The record of a command; `None` if it was not carried out. At least the newest 1,000 are kept."""

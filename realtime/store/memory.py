@@ -160,7 +160,7 @@ class MemoryStore:
         return [await self._try_append(batch) for batch in batches]
 
     async def read(self, session_id: str, channel: str, after: int, max_chars: int) -> list[Entry]:
-        log = self._use(session_id).channels.get(channel)
+        log = self._find(session_id).channels.get(channel)
         return log.entries(after, max_chars) if log else []
 
     async def find_command(self, session_id: str, user: str, event_id: str) -> CommandRecord | None:

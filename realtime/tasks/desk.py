@@ -40,6 +40,11 @@ class Desk(Struct, frozen=True):
                 "too_many_tasks_at_once", "Too many tasks of yours run or wait.", retry_after_ms=FULL_WAIT_MS
             )
 
+    async def withdraw(self, task: TaskRef) -> None:
+        """Forget a task that was announced, and will certainly not be recorded."""
+        with suppress(StoreError):  # then it is found that it is not
+            await self.store.untrack([task])
+
     async def submit(self, task: TaskRef) -> None:
         """Have a recorded task run. What goes wrong here the index of unfinished tasks mends."""
         with suppress(StoreError):

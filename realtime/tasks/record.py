@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
@@ -18,7 +19,7 @@ from realtime.protocol import (
     TaskProgress,
     TaskStarted,
 )
-from realtime.store.base import Store
+from realtime.store.base import Store, TaskRef
 
 
 class TaskSnapshot(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -102,6 +103,16 @@ async def read_created(store: Store, session_id: str, position: int) -> TaskCrea
     [created, *_] = await store.read(session_id, SESSION_CHANNEL, position - 1, 1)
     assert isinstance(created, TaskCreated)
     return created
+
+
+async def read_recorded(store: Store, session_id: str, wanted: Collection[TaskRef]) -> set[TaskRef]:
+    """Those of the tasks that the session's channel tells of; raises the store's errors. It is no use of a session."""
+    missing, position = set(wanted), 0
+    while missing and (entries := await store.read(session_id, SESSION_CHANNEL, position, MAX_FRAME_CHARS)):
+        created = [entry.task for entry in entries if isinstance(entry, TaskCreated)]
+        missing.difference_update(TaskRef(session_id, task.id, task.name) for task in created)
+        position += sum(map(length, entries))
+    return set(wanted) - missing
 
 
 async def read_record(store: Store, session_id: str, task_id: str) -> TaskRecord:

@@ -1,4 +1,5 @@
-"""Looks after tasks that should have ended by now: what was never submitted is, what has ended is forgotten."""
+"""Looks after tasks that should have ended by now: what was never submitted is, what has ended is forgotten, and so is
+what was never recorded."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from realtime.errors import NotFound, StoreError, StoreUnreadable
 from realtime.observe import logs, metrics
 from realtime.store.base import Store, TaskRef
 from realtime.tasks.queue import Queue
+from realtime.tasks.record import read_recorded
 
 EVERY_S = 1.0
 LOOK_S = 10.0
@@ -57,21 +59,23 @@ class Sweeper:
     async def sweep(self) -> int:
         """Look at the tasks that are due; returns how many. Raises `StoreError`."""
         due = await self._store.overdue(self._again_s, BATCH)
-        are_over = await asyncio.gather(*map(self._is_over, due))
-        over = [task for task, is_over in zip(due, are_over, strict=True) if is_over]
-        if over:
+        sessions: dict[str, set[TaskRef]] = {}
+        for task in due:
+            sessions.setdefault(task.session_id, set()).add(task)
+        unfinished = set[TaskRef]().union(*await asyncio.gather(*map(self._unfinished, sessions, sessions.values())))
+        if over := [task for task in due if task not in unfinished]:
             await self._store.untrack(over)
-        await self._submit([task for task in due if task not in over])
+        await self._submit([task for task in due if task in unfinished])
         return len(due)
 
-    async def _is_over(self, task: TaskRef) -> bool:
-        """Whether a task has ended, or its session has. Being asked for, its session is kept."""
+    async def _unfinished(self, session_id: str, tasks: set[TaskRef]) -> set[TaskRef]:
+        """Those of a session's tasks that are on record, without an end. If any is on record, the session is kept."""
         try:
-            snapshot = await self._store.load(task.session_id)
-        except (NotFound, StoreUnreadable):  # nobody can do anything for it
-            return True
-        head = snapshot.heads.get(task.task_id)
-        return head is not None and head.finished
+            recorded = await read_recorded(self._store, session_id, tasks)
+            heads = (await self._store.load(session_id)).heads if recorded else {}
+        except (NotFound, StoreUnreadable):  # nobody can do anything for them
+            return set()
+        return {task for task in recorded if not ((head := heads.get(task.task_id)) and head.finished)}
 
     async def _submit(self, tasks: Sequence[TaskRef]) -> None:
         for task in tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -34,9 +35,9 @@ MAX_RESULT_CHARS = 100_000
 
 class TaskTools:
     """The tasks that are offered to the model. `definitions` is what it is told of them; `admit` raises the error that
-    refuses a payer one more task."""
+    refuses a payer one more task, and has it announced."""
 
-    def __init__(self, desk: Desk, admit: Callable[[str], Awaitable[object]]) -> None:
+    def __init__(self, desk: Desk, admit: Callable[[str, Callable[[], Awaitable[None]]], Awaitable[object]]) -> None:
         self._admit = admit
         self.definitions = desk.registry.tools()
         self._desk = desk
@@ -44,13 +45,13 @@ class TaskTools:
     async def call(self, live: LiveSession, response: ResponseState, call: ToolCall) -> ToolResult:
         """Carry a tool call out: as a task of the session, made for that response. What goes wrong with it is for the
         model to read. Cancelled, the task is cancelled as well. Raises `NotFound` where the session is gone."""
+        task = TaskRef(live.id, new_id("task"), call.name)
         try:
             task_input = self._check(call)
-            if response.bill is not None:
-                await self._admit(response.bill.payer)
+            if (bill := response.bill) is not None:
+                await self._admit(bill.payer, partial(self._desk.announce, task, bill.payer))
         except RealtimeError as error:
             return ToolResult(call.id, error.message, is_error=True)
-        task = TaskRef(live.id, new_id("task"), call.name)
         created = task_created(
             task.task_id,
             call.name,
@@ -80,7 +81,15 @@ class TaskTools:
 
     async def _create(self, live: LiveSession, task: TaskRef, created: TaskCreated, user: str) -> None:
         """Record the task, and have it run. Raises `ConflictError` where the session takes no more, `RateLimited` where
-        its payer may have no more, and `NotFound`."""
+        its payer may have no more, and `NotFound`; then its place is free again."""
+        try:
+            await self._record(live, task, created, user)
+        except RealtimeError:
+            await self._desk.withdraw(task)
+            raise
+        live.spawn(self._desk.submit(task))
+
+    async def _record(self, live: LiveSession, task: TaskRef, created: TaskCreated, user: str) -> None:
         record = CommandRecord(user, task.task_id, b"")  # whether a call that was not answered had its effect
         while not live.state.knows(task.task_id):
             _check_room(live.state)
@@ -96,7 +105,6 @@ class TaskTools:
                     await live.refresh()
             except StoreError:
                 await asyncio.sleep(RETRY_S)
-        live.spawn(self._desk.submit(task))
 
     async def _done(self, live: LiveSession, task_id: str) -> TaskDone:
         bell = Doorbell()

@@ -71,6 +71,28 @@ class Sizes:
         return self.tokens
 
 
+class Places:
+    """So many places for tasks; `taken` of them are."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    async def take(self) -> None:
+        """Take one."""
+        if self.taken == self.most:
+            raise RateLimited("too_many_tasks_at_once", "Too many.")
+        self.taken += 1
+
+    def give_back(self) -> None:
+        """Give one back."""
+        self.taken -= 1
+
+
+async def anywhere() -> None:
+    """There is a place."""
+
+
 # -------------------------------------------------------------------------------------------------------------- rates
 
 
@@ -80,7 +102,7 @@ async def test_each_payer_has_a_rate_of_each_kind(site: Site, kind: str) -> None
 
     async def ask(principal: Principal) -> None:
         if kind == "task":
-            await site.admission.task(principal.payer)
+            await site.admission.task(principal.payer, anywhere)
         elif kind == "session":
             await site.admission.session(principal)
         else:
@@ -101,11 +123,11 @@ async def test_each_payer_has_a_rate_of_each_kind(site: Site, kind: str) -> None
 async def test_anonymous_users_have_the_rate_of_their_address(site: Site) -> None:
     """However many there are behind it; a user of its name is somebody else."""
     for _ in range(3):
-        await site.admission.task(Principal(address="10.0.0.1").payer)
+        await site.admission.task(Principal(address="10.0.0.1").payer, anywhere)
     with pytest.raises(RateLimited):
-        await site.admission.task(Principal(address="10.0.0.1").payer)
-    await site.admission.task(Principal(address="10.0.0.2").payer)
-    await site.admission.task(known("10.0.0.1").payer)
+        await site.admission.task(Principal(address="10.0.0.1").payer, anywhere)
+    await site.admission.task(Principal(address="10.0.0.2").payer, anywhere)
+    await site.admission.task(known("10.0.0.1").payer, anywhere)
 
 
 async def test_what_is_let_in_is_told_what_is_left(site: Site) -> None:
@@ -233,11 +255,47 @@ async def test_a_ticket_asks_once(site: Site) -> None:
     ticket, sizes = site.admission.ticket(ANN), Sizes(100)
     bill = await ticket.response(sizes, "s1")
     assert await ticket.response(sizes, "s1") is bill
-    await ticket.task()
-    await ticket.task()
-    assert sizes.asked == 1
+    place = Places(2)
+    await ticket.task(place)
+    await ticket.task(place)
+    assert (sizes.asked, place.taken) == (1, 2)
     assert (await site.admission.response(ANN, Sizes(1))).limits[0].remaining == 1
-    assert (await site.admission.task(ANN.payer)).remaining == 1
+    assert (await site.admission.task(ANN.payer, anywhere)).remaining == 1
+
+
+async def test_a_task_without_a_place_counts_against_no_rate(site: Site) -> None:
+    """However often it is tried; it is told how much of the rate is left."""
+    full = Places(0)
+    for _ in range(5):
+        with pytest.raises(RateLimited) as refusal:
+            await site.admission.task(ANN.payer, full.take)
+        assert refusal.value.code == "too_many_tasks_at_once"
+        [left] = refusal.value.limits
+        assert (left.name, left.limit, left.remaining, left.reset_s) == ("tasks", 3, 3, 0.0)
+    assert (await site.admission.task(ANN.payer, anywhere)).remaining == 2
+
+
+@pytest.mark.parametrize("call", ["give_back", "take"])
+async def test_a_task_without_a_place_is_refused_where_the_rate_cannot_be_given_back(site: Site, call: str) -> None:
+    """It is refused all the same, and told what was known."""
+    answers = {"take": [Taken(True, 3, 2, 1.0, 0.0), unavailable()], "give_back": [None]}
+    if call == "give_back":
+        answers["give_back"] = [unavailable()]
+    rates = mock.Mock(**{name: mock.AsyncMock(side_effect=given) for name, given in answers.items()})
+    admission = Admission(site.admission._most, rates, site.keeper, site.till)
+    with pytest.raises(RateLimited) as refusal:
+        await admission.task(ANN.payer, Places(0).take)
+    assert [left.remaining for left in refusal.value.limits] == [2]
+
+
+@pytest.mark.parametrize(("how", "taken"), [("keep", 1), ("drop", 1), ("give_back", 0)])
+async def test_the_place_of_a_task_is_free_again_only_if_none_was_made(site: Site, how: str, taken: int) -> None:
+    """Whatever is said afterwards."""
+    ticket, places = site.admission.ticket(ANN), Places(1)
+    await ticket.task(places)
+    getattr(ticket, how)()
+    ticket.give_back()
+    assert places.taken == taken
 
 
 async def test_a_ticket_of_which_nothing_was_made_gives_back(site: Site) -> None:
@@ -299,7 +357,7 @@ def test_a_refused_take_tells_at_least_a_millisecond() -> None:
 
 
 async def _ask(admission: Admission) -> None:
-    await admission.task(ANN.payer)
+    await admission.task(ANN.payer, anywhere)
 
 
 @pytest.mark.parametrize(

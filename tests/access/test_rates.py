@@ -128,6 +128,23 @@ async def test_so_many_are_allowed_and_no_more(views: tuple[Rates, Rates]) -> No
     assert {one.limit for one in taken} == {10}
 
 
+async def test_what_is_given_back_may_be_taken_again(views: tuple[Rates, Rates]) -> None:
+    """By anybody, however much was taken; a look takes nothing, and there is never more than the limit."""
+    one, other = views
+    for taken in (1, SLOW.limit):
+        for _ in range(taken):
+            assert (await one.take("tasks", "ann", SLOW)).allowed
+        assert (await other.take("tasks", "ann", SLOW, cost=0)).remaining == SLOW.limit - taken
+        for _ in range(taken):
+            await other.give_back("tasks", "ann", SLOW)
+        left = await one.take("tasks", "ann", SLOW, cost=0)
+        assert (left.remaining, left.reset_s) == (SLOW.limit, 0.0)
+    await other.give_back("tasks", "bob", SLOW)
+    assert [(await one.take("tasks", "bob", SLOW)).allowed for _ in range(SLOW.limit + 1)] == [True] * SLOW.limit + [
+        False
+    ]
+
+
 async def test_of_three_hundred_at_once_exactly_the_limit_is_allowed(views: tuple[Rates, Rates]) -> None:
     """Over two instances."""
     rate = Rate(100, 86_400.0)

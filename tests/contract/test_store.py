@@ -960,6 +960,15 @@ async def test_use_moves_expiry(subject: Subject, name: str) -> None:
     assert await subject.store.read(SESSION, "resp_9", 0, ALL) == []
 
 
+async def test_a_read_is_no_use(subject: Subject) -> None:
+    """Nobody keeps a session by looking whether something is in it."""
+    await subject.advance(TTL_S / 2 + 1)
+    await subject.store.read(SESSION, SESSION_CHANNEL, 0, ALL)
+    await subject.advance(TTL_S / 2 + 1)
+    with pytest.raises(NotFound):
+        await subject.store.read(SESSION, SESSION_CHANNEL, 0, ALL)
+
+
 async def test_sessions_expire_one_by_one(subject: Subject) -> None:
     """The use of one session does not keep another."""
     await subject.store.create(session("sess_2"))

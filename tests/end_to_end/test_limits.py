@@ -23,6 +23,7 @@ from tests.support.server import RunningServer, running_server
 
 AT_ONCE = 100
 LIMIT = 7
+SLEEP: dict[str, Any] = {"type": "task.create", "name": "sleep", "input": {"seconds": 600}}
 STATUSES = {202: LIMIT, 429: AT_ONCE - LIMIT}
 
 
@@ -171,10 +172,104 @@ async def test_of_tasks_at_once_exactly_the_limit_is_accepted() -> None:
         refusals = [one for one in answers if one.status_code == 429]
         assert {one.json()["error"]["code"] for one in refusals} == {"too_many_tasks_at_once"}
         assert all("retry-after" in one.headers for one in refusals)
+        assert all(one.headers["ratelimit"].startswith('"tasks";r=') for one in answers)
         shown = await s.http.get(f"{s.two.url}{in_session.removesuffix('/events')}", headers=ann)
         alone = [one for one in answers if one.status_code == 202 and "location" in one.headers]
         assert len(shown.json()["tasks"]) + len(alone) == LIMIT
         assert (await s.http.post(f"{s.two.url}/v1/tasks/sleep", json={"seconds": 600}, headers=bob)).is_success
+
+
+async def test_a_task_that_two_instances_are_asked_for_takes_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is refused by none of them."""
+    monkeypatch.setattr("realtime.tasks.desk.SUBMIT_S", 600.0)
+    async with site(max_tasks_per_user=LIMIT, tasks=(MODULE,)) as s:
+        session_id = await s.session()
+        for number in range(LIMIT):
+            asked = [s.command(session_id, n, **SLEEP, event_id=f"e{number}") for n in range(4)]
+            answers = await asyncio.gather(*asked)
+            assert {one.status_code for one in answers} == {202}
+            assert len({one.json()["task_id"] for one in answers}) == 1
+            assert await s.one.engine.store.tracked() == number + 1
+        assert (await s.command(session_id, **SLEEP)).status_code == 429
+
+
+async def test_the_last_place_is_not_refused_to_who_asks_the_other_instance_for_the_same_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the first one has taken it, and has not made the task yet."""
+    async with site(max_tasks_per_user=1, tasks=(MODULE,)) as s:
+        session_id, store = await s.session(), s.one.engine.store
+        append, announced, gate = store.append, asyncio.Event(), asyncio.Event()
+
+        async def later(*args: Any, **kwargs: Any) -> None:
+            announced.set()
+            await gate.wait()
+            await append(*args, **kwargs)
+
+        monkeypatch.setattr(store, "append", later)
+        asking = asyncio.create_task(s.command(session_id, 0, **SLEEP, event_id="e"))
+        async with asyncio.timeout(PATIENCE_S):
+            await announced.wait()
+            answer = await s.command(session_id, 1, **SLEEP, event_id="e")
+            gate.set()
+            answers = [answer.json(), (await asking).json()]
+        assert [one.get("duplicate", False) for one in answers] == [False, True]
+        assert answers[0]["task_id"] == answers[1]["task_id"]
+        assert await store.tracked() == 1
+
+
+async def test_a_task_whose_id_is_taken_by_the_other_instance_takes_no_place_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both have announced it, one has made it."""
+    monkeypatch.setattr("realtime.tasks.desk.SUBMIT_S", 600.0)
+    async with site(max_tasks_per_user=LIMIT, tasks=(MODULE,)) as s:
+        session_id = await s.session()
+        for number in range(LIMIT):
+            asked = [s.command(session_id, n, **SLEEP, task_id=f"t{number}") for n in range(4)]
+            answers = await asyncio.gather(*asked)
+            assert Counter(one.status_code for one in answers) == {202: 1, 409: 3}
+        async with asyncio.timeout(PATIENCE_S):
+            while s.one.engine._commits or s.two.engine._commits:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+        assert await s.one.engine.store.tracked() == LIMIT
+
+
+@pytest.mark.parametrize("chosen", [{}, {"event_id": "e"}, {"task_id": "t"}])
+async def test_a_task_that_a_full_session_refuses_takes_no_place(
+    chosen: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often; nobody has to look after it before."""
+    monkeypatch.setattr("realtime.tasks.desk.SUBMIT_S", 600.0)
+    async with site(max_tasks_per_user=1, max_session_bytes=1, tasks=(MODULE,)) as s:
+        session_id = await s.session()
+        said: dict[str, Any] = {"type": "conversation.item.create", "item": {"role": "user", "content": "hi"}}
+        assert (await s.command(session_id, **said)).status_code == 202
+        for n in range(3):
+            async with asyncio.timeout(PATIENCE_S):
+                while await s.one.engine.store.tracked():  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+            answer = await s.command(session_id, n, type="task.create", name="sleep", input={"seconds": 1}, **chosen)
+            assert answer.json()["error"]["code"] == "session_full"
+
+
+async def test_who_tries_again_until_there_is_a_place_is_let_in() -> None:
+    """As they are told to: what was refused counts against no rate."""
+    async with site(max_tasks_per_user=1, rate_tasks="2/day", tasks=(MODULE,)) as s:
+        session_id = await s.session()
+        assert (await s.command(session_id, **SLEEP, task_id="t")).status_code == 202
+        for n in range(4):
+            refused_twice = [
+                await s.command(session_id, n, **SLEEP),
+                await s.http.post(f"{s.two.url}/v1/tasks/sleep", json=SLEEP["input"]),
+            ]
+            for answer in refused_twice:
+                assert answer.json()["error"]["code"] == "too_many_tasks_at_once"
+                assert answer.headers["ratelimit"].startswith('"tasks";r=1;t=')
+        assert (await s.http.delete(f"{s.one.url}/v1/sessions/{session_id}/tasks/t")).is_success
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await s.command(session_id, **SLEEP)).is_error:
+                assert answer.json()["error"]["code"] == "too_many_tasks_at_once"
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed", "deleted"])

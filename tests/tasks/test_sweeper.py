@@ -6,18 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from realtime.errors import NotFound
 from realtime.observe import logs
-from realtime.protocol import SESSION_CHANNEL, SessionClosed, TaskDone, TaskStarted
+from realtime.protocol import MAX_FRAME_CHARS, SESSION_CHANNEL, SessionClosed, TaskDone, TaskStarted
 from realtime.session import task_created
 from realtime.store.base import TaskRef, Write
 from realtime.store.memory import MemoryStore
 from realtime.tasks import sweeper as sweeper_module
 from realtime.tasks.local import LocalQueue
 from realtime.tasks.sweeper import BATCH, Sweeper
-from tests.contract import NOW, session
+from tests.contract import NOW, item, session
 from tests.support.sdk import turns
 from tests.support.stores import Faulty
 
@@ -127,6 +129,48 @@ async def test_task_that_is_over_is_forgotten(how: str) -> None:
     assert await room.sweeper.sweep() == 1
     assert room.queue.tasks == []
     assert await room.store.tracked() == 0
+
+
+@pytest.mark.parametrize("other", ["none", "waits", "runs", "has its id"])
+async def test_task_that_was_never_recorded_is_let_go(other: str) -> None:
+    """Once whoever has announced it has had the time to record it. Another of its session is left as it was."""
+    room = Room()
+    ref = await room.announce("sess_1")
+    recorded = msgspec.structs.replace(ref, task_id="other") if other != "has its id" else TaskRef("sess_1", "t0", "x")
+    if other != "none":
+        await room.store.track(recorded, 5.0)
+        await room.record(recorded, *([started(recorded)] if other == "runs" else []))
+    room.now = 4.0
+    assert await room.sweeper.sweep() == 0
+    room.now = 5.0
+    kept = [] if other == "none" else [recorded]
+    assert await room.sweeper.sweep() == 1 + len(kept)
+    assert room.queue.tasks == kept
+    assert await room.store.tracked() == len(kept)
+
+
+async def test_task_that_was_never_recorded_keeps_no_session() -> None:
+    """Nobody has used it."""
+    room = Room()
+    await room.announce("sess_1", due_s=60.0)
+    room.now = 60.0
+    assert await room.sweeper.sweep() == 1
+    room.now = 90.0
+    with pytest.raises(NotFound):
+        await room.store.load("sess_1")
+
+
+async def test_task_is_found_on_record_however_long_the_log_is() -> None:
+    """It is read to where the task was made."""
+    room = Room()
+    await room.store.create(session("sess_1"))
+    for number in range(5):
+        await room.store.append("sess_1", [Write(SESSION_CHANNEL, [item("x" * MAX_FRAME_CHARS, str(number))])])
+    ref = await room.announce("sess_1")
+    await room.record(ref)
+    room.now = 5.0
+    await room.sweeper.sweep()
+    assert room.queue.tasks == [ref]
 
 
 async def test_task_of_a_closed_session_is_submitted() -> None:

@@ -32,6 +32,7 @@ ANN = known("ann")
 pytestmark = pytest.mark.usefixtures("reports")
 
 RESPONSE = ResponseState("resp_1", "m", "ann", Overrides(), None)
+PAID = ResponseState("resp_1", "m", "ann", Overrides(), Bill(payer="user:ann", hold_id="h", tokens=0, made_at=0.0))
 
 
 @task(tool=True)
@@ -87,13 +88,15 @@ class Place:
         return [record.done for record in records if record.done]
 
 
-async def everything(_payer: str) -> None:
+async def everything(_payer: str, _take_place: Callable[[], Awaitable[None]]) -> None:
     """Refuse nobody a task."""
 
 
 @asynccontextmanager
 async def calling(
-    *, max_session_bytes: int = 1_000_000, admit: Callable[[str], Awaitable[object]] = everything
+    *,
+    max_session_bytes: int = 1_000_000,
+    admit: Callable[[str, Callable[[], Awaitable[None]]], Awaitable[object]] = everything,
 ) -> AsyncIterator[Place]:
     """A session, and tools; one of them, `wait`, waits at a gate."""
     gate = Gate()
@@ -125,17 +128,16 @@ async def test_result_goes_back_as_json() -> None:
 
 async def test_a_payer_whose_tasks_all_run_or_wait_has_the_model_make_none() -> None:
     """Who pays for the response pays for its tools; a place that is free again is taken."""
-    paid = ResponseState("resp_1", "m", "ann", Overrides(), Bill(payer="user:ann", hold_id="h", tokens=0, made_at=0.0))
     async with calling() as place:
         tools = TaskTools(msgspec.structs.replace(place.tools._desk, most_per_payer=1), everything)
-        waiting = asyncio.create_task(tools.call(place.live, paid, ToolCall("c1", "wait", {"text": ""})))
+        waiting = asyncio.create_task(tools.call(place.live, PAID, ToolCall("c1", "wait", {"text": ""})))
         await place.gate.until_begun()
-        called = await tools.call(place.live, paid, ToolCall("c2", "shout", {"text": "hi"}))
+        called = await tools.call(place.live, PAID, ToolCall("c2", "shout", {"text": "hi"}))
         assert called == ToolResult("c2", "Too many tasks of yours run or wait.", is_error=True)
         place.gate.open.set()
         assert (await waiting).content == '"done"'
         await place.ended()
-        assert (await tools.call(place.live, paid, ToolCall("c3", "shout", {"text": "hi"}))).content == '"HI"'
+        assert (await tools.call(place.live, PAID, ToolCall("c3", "shout", {"text": "hi"}))).content == '"HI"'
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ async def test_a_payer_who_may_make_no_more_tasks_has_the_model_make_none(error:
     """The model is told why; nor is one made while nobody knows how many there may be."""
     asked: list[str] = []
 
-    async def refuse(payer: str) -> None:
+    async def refuse(payer: str, _take_place: Callable[[], Awaitable[None]]) -> None:
         asked.append(payer)
         raise error
 
@@ -202,6 +204,23 @@ async def test_session_that_takes_no_more_is_told_as_an_error(how: str) -> None:
         await place.store.append(place.live.id, [Write(SESSION_CHANNEL, [event])])
         result = await place.call("shout", text="hi")
         assert (result.call_id, result.is_error) == ("c1", True)
+
+
+@pytest.mark.parametrize("how", ["closed", "full"])
+async def test_session_that_takes_no_more_takes_no_place(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is free again at once: nobody has to look after it before."""
+    monkeypatch.setattr("realtime.tasks.desk.SUBMIT_S", 600.0)
+
+    async def admit(_payer: str, take_place: Callable[[], Awaitable[None]]) -> None:
+        await take_place()
+        assert await place.store.tracked() == 1
+
+    async with calling(max_session_bytes=1000 if how == "full" else 1_000_000, admit=admit) as place:
+        event = item("x" * 1000) if how == "full" else closed()
+        await place.store.append(place.live.id, [Write(SESSION_CHANNEL, [event])])
+        called = await place.tools.call(place.live, PAID, ToolCall("c1", "shout", {"text": "hi"}))
+        assert called.is_error
+        assert await place.store.tracked() == 0
 
 
 async def test_session_that_is_gone_ends_the_call() -> None:
