@@ -56,6 +56,9 @@ ESSENTIAL = [
     "#fact-saved",
     "#fact-saved-more",
     "#fact-reconnects",
+    "#fact-positions",
+    "#events li:nth-child(1)",
+    "#events li:nth-child(4)",
 ]
 UNSEEN = """(selectors) => selectors.filter((selector) => {
     const part = document.querySelector(selector);
