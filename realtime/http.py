@@ -96,9 +96,9 @@ async def send_nothing(send: Send, *, headers: Headers | None = None) -> None:
     await send({"type": "http.response.body"})
 
 
-async def send_error(send: Send, error: RealtimeError) -> None:
-    """Answer with an error and its status."""
-    await send_answer(send, error.status, error_headers(error), error_body(error))
+async def send_error(send: Send, error: RealtimeError, *, headers: Headers | None = None) -> None:
+    """Answer with an error and its status, and with `headers` beside the usual ones."""
+    await send_answer(send, error.status, [*error_headers(error), *(headers or ())], error_body(error))
 
 
 async def send_answer(send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -8,9 +8,10 @@ import { CLOSINGS, TOKEN_NEEDED, UNKNOWN_SESSION, UNSENT } from "./demo/closings
 import { Conversation, spokenId } from "./demo/conversation.js";
 import { byId, onceAFrame, show } from "./demo/elements.js";
 import { showInvitation } from "./demo/invitation.js";
-import { Note, TASK } from "./demo/note.js";
+import { Note } from "./demo/note.js";
 import { showPresence } from "./demo/presence.js";
 import { SAMPLE } from "./demo/sample.js";
+import { showState, showWait } from "./demo/standing.js";
 import { startTheme } from "./demo/theme.js";
 import { Underneath } from "./demo/underneath.js";
 import { Microphone, Speaker } from "./demo/voice.js";
@@ -101,6 +102,7 @@ function opened(first) {
     });
   }
   history.replaceState(null, "", fragment(session.sessionId, seat));
+  note.draw();
   if (conversation.empty) byId("intro").hidden = !created && first.positions.session > 1;
   const back = underneath.hasReconnected ? "Back" : "Connected";
   showState("open", session.transport === "sse" ? `${back}, by server-sent events` : back);
@@ -110,14 +112,9 @@ function opened(first) {
 /** @param {{reconnectInMs: number}} detail */
 function disconnected({ reconnectInMs }) {
   underneath.disconnected();
-  showState("waiting", `Cut off, back in ${(reconnectInMs / 1000).toFixed(1)} s`);
-  setTimeout(showAttempt, reconnectInMs);
+  note.draw();
+  showWait(session, reconnectInMs);
   draw();
-}
-
-/** The wait is over, by its time or as the network is back; the attempt itself may take long. */
-function showAttempt() {
-  if (session.state === "connecting") showState("connecting", "Cut off, connecting again…");
 }
 
 /** @param {{code: number}} detail */
@@ -170,6 +167,7 @@ function refused({ error }) {
   const wait = error.retry_after_ms ? ` Try again in ${Math.ceil(error.retry_after_ms / 1000)} s.` : "";
   notify(error.message + wait);
   if (error.fatal) session.addEventListener("open", () => notify(""), { once: true });
+  note.refused(error.event_id);
   const text = conversation.takeBack(error.event_id);
   if (text && !input.value) setInput(text);
 }
@@ -179,20 +177,32 @@ function refused({ error }) {
 /** @param {string} text */
 function say(text) {
   if (!text || session.state === "closed") return;
-  const eventId = spokenId(seat);
-  if (/** @type {HTMLInputElement} */ (byId("ask")).checked) ask(eventId, text);
-  else session.send({ type: "conversation.item.create", event_id: eventId, item: { role: "user", content: text } });
-  conversation.say(eventId, text);
-  byId("intro").hidden = true;
+  if (/** @type {HTMLInputElement} */ (byId("ask")).checked) ask(text);
+  else sayAs(seat, text);
   notify("");
 }
 
+/** Without asking for an answer. @param {import("./demo/address.js").Seat} speaks @param {string} content */
+function sayAs(speaks, content) {
+  const eventId = spokenId(speaks);
+  session.send({ type: "conversation.item.create", event_id: eventId, item: { role: "user", content } });
+  showSaid(eventId, content);
+}
+
 /** @param {string} eventId @param {string} text */
-function ask(eventId, text) {
+function showSaid(eventId, text) {
+  conversation.say(eventId, text);
+  byId("intro").hidden = true;
+}
+
+/** @param {string} text */
+function ask(text) {
   // Of an answer that is read aloud the conversation keeps what was heard; the others the new one interrupts.
   if (speaker.reads) session.cancel(speaker.reads);
   speaker.stop();
+  const eventId = spokenId(seat);
   const { responseId } = session.respond(text, { event_id: eventId, multitask_strategy: "interrupt" });
+  showSaid(eventId, text);
   underneath.latency.asked(responseId, performance.now());
 }
 
@@ -222,9 +232,7 @@ function stop() {
 }
 
 function fillIn() {
-  for (const [speaks, content] of SAMPLE) {
-    session.send({ type: "conversation.item.create", event_id: spokenId(speaks), item: { role: "user", content } });
-  }
+  for (const [speaks, content] of SAMPLE) sayAs(speaks, content);
 }
 
 /** @param {string} id @param {number | undefined} chars undefined: it is read by the eyes */
@@ -295,6 +303,10 @@ async function keep(given) {
   return (await fetch(new URL("v1/auth/cookie", ROOT), { method: "POST", headers })).ok;
 }
 
+/** A link to a visit that is over leads nowhere. */
+const canInvite = () => session.sessionId !== null && session.state !== "closed";
+const canDraft = () => note.canAsk && !conversation.empty;
+
 /** @param {string} id @param {(event: Event) => void} listener */
 const onClick = (id, listener) => byId(id).addEventListener("click", listener);
 /** Buttons that wait are not `disabled`: the keyboard would lose its place. @param {string} id @param {boolean} can */
@@ -317,12 +329,12 @@ seatChoice.addEventListener("change", () => {
 });
 onClick("stop", stop);
 onClick("drop", () => { if (session.state === "open") session.drop(CUT_MS); });
-onClick("share", () => { if (session.sessionId) showInvitation(session.sessionId, seat, owner); });
-onClick("draft", () => { if (session.state !== "closed" && !conversation.empty) session.createTask(TASK, {}); });
+onClick("share", () => { if (canInvite() && session.sessionId) showInvitation(session.sessionId, seat, owner); });
+onClick("draft", () => { if (canDraft()) attempt(() => note.ask()); draw(); });
 onClick("note-stop", () => note.stop());
 onClick("note-copy", () => copy("note-copy", note.text));
 onClick("invite-copy", () => copy("invite-copy", byId("invite-link").textContent ?? ""));
-onClick("sample", () => { attempt(fillIn); input.focus(); });
+onClick("sample", () => { if (conversation.empty) attempt(fillIn); input.focus(); });
 onClick("voice", () => {
   if (!Speaker.isThere) return notify("This browser can't read aloud.");
   setVoice(!speaker.on);
@@ -336,6 +348,7 @@ onClick("talk", () => {
 onClick("new", () => {
   history.pushState(null, "", location.pathname + location.search + fragment(null, seat)); // Back returns to the one before
   notify("");
+  if (!input.value) setInput(conversation.lost);
   start(null);
   input.focus();
 });
@@ -365,12 +378,6 @@ async function copy(id, text) {
 
 // --- what the page tells --------------------------------------------------------------------------------
 
-/** @param {string} state @param {string} words */
-function showState(state, words) {
-  document.body.dataset.state = state;
-  byId("state").textContent = words;
-}
-
 /** @param {string} words nothing hides it */
 function notify(words) {
   byId("notice").textContent = words;
@@ -383,8 +390,8 @@ const draw = onceAFrame(() => {
   show("stop", running, "input");
   input.placeholder = running ? "Say something else" : "Say something";
   allow("drop", session.state === "open");
-  allow("share", session.sessionId !== null);
-  allow("draft", session.state !== "closed" && !conversation.empty);
+  allow("share", canInvite());
+  allow("draft", canDraft());
   showPresence([...session.participants.values()], connectionId, seat);
   if (session.state === "open" && underneath.caughtUp) showState("open", `Back, ${underneath.caughtUp} tokens caught up`);
   underneath.draw();
@@ -415,7 +422,6 @@ addEventListener("hashchange", () => {
   if (given || sessionId !== session.sessionId) start(sessionId);
 });
 addEventListener("resize", () => draw());
-addEventListener("online", () => setTimeout(showAttempt));
 allow("voice", Speaker.isThere);
 allow("talk", Microphone.isThere);
 const { sessionId } = takeAddress();

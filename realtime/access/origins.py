@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from realtime.access.audit import tell_refused
 from realtime.errors import PermissionDenied
-from realtime.http import refuse_upgrade, send_error
+from realtime.http import Headers, refuse_upgrade, send_error
+from realtime.observe import logs
 from realtime.settings import SettingsError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,6 +27,10 @@ HOST = re.compile(_AUTHORITY)
 ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{_AUTHORITY}")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _FROM_PAGE = "realtime.from_page"
+_READABLE: Headers = [(b"access-control-allow-origin", b"*")]
+"""Any page may read that it is refused, so that a client of it can tell that from a server that is away."""
+MAX_WARNED = 20
+MAX_WARNED_CHARS = 300
 
 
 class OriginCheck:
@@ -39,6 +44,7 @@ class OriginCheck:
         self._app = app
         self._hosts = hosts
         self._origins = origins
+        self._warned: set[str] = set()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Refuse with 403, or pass on."""
@@ -48,7 +54,9 @@ class OriginCheck:
             self._check_page(scope, self._checked_host(scope))
         except PermissionDenied as error:
             tell_refused(scope, error)
-            return (send_error if scope["type"] == "http" else refuse_upgrade)(send, error)
+            if scope["type"] == "websocket":
+                return refuse_upgrade(send, error)
+            return send_error(send, error, headers=_READABLE if error.code == "origin_not_allowed" else None)
         return self._app(scope, receive, send)
 
     def _checked_host(self, scope: Scope) -> str:
@@ -62,6 +70,7 @@ class OriginCheck:
         origins, sites = _values(scope, b"origin"), _values(scope, b"sec-fetch-site")
         is_embedded = not FOREIGN.isdisjoint(sites) and _values(scope, b"sec-fetch-mode") != [b"navigate"]
         if origins and not (len(origins) == 1 and self._allows(origins[0].decode("latin-1"), _own(scope, host))):
+            self._warn(origins[0].decode("latin-1"))
             raise PermissionDenied("origin_not_allowed", "Pages of that origin may not use this server.")
         if not origins and is_embedded:
             raise PermissionDenied("origin_not_allowed", "Pages of other origins may not embed what is here.")
@@ -69,6 +78,13 @@ class OriginCheck:
 
     def _allows(self, origin: str, own: str) -> bool:
         return origin in self._origins or origin == own
+
+    def _warn(self, origin: str) -> None:
+        """Say which setting would let its pages in: of each origin once, and of a few, as anybody can send any."""
+        is_new = origin not in self._warned and len(self._warned) < MAX_WARNED
+        if is_new and len(origin) <= MAX_WARNED_CHARS and ORIGIN.fullmatch(origin):
+            self._warned.add(origin)
+            logs.warning("pages of an origin are refused", origin=origin, setting="REALTIME_ALLOWED_ORIGINS")
 
 
 def is_from_page(scope: Scope) -> bool:

@@ -31,19 +31,28 @@ LATER = (
 This is the demo responder: no model is behind it. You said: “{said}”
 
 A model would now ask what a clinician wants to know: since when, where and how bad it is, what makes it better or \
-worse, what goes with it, and what you take. Tell it as if it had asked. When you are through, press “Draft the note”: \
-I sort what was said into the four parts of a note, by a few keywords, and it is written before your eyes.""",
+worse, what goes with it, and what you take. It would ask about you, too: what you have had before, what runs in the \
+family, what you are allergic to, how you sleep, and what worries you most, which is often not what one names first. \
+And if anything sounded like an emergency, it would say so before all else. Tell it as if it had asked.
+
+When you are through, press “Draft the note”: I sort what was said into the four parts of a note, by a few keywords, \
+and it is written before your eyes.""",
     """\
 This is the demo responder: no model is behind it. You said: “{said}”
 
 I can't judge that, and would not, if I were a model: in a visit that is for the clinician. What I can do is to go on \
 for a while, so that there is something to interrupt. Say the next thing now, and I stop at once; what you had read of \
-me until then stays in the conversation, for everybody who looks on.""",
+me until then stays in the conversation, for everybody who looks on.
+
+If you let me go on, look at “Underneath”. Each bar is a word, as high as it was awaited; after a cut, those that you \
+had missed come at once. Below stands what was written so far, and what was saved by stopping me: nobody had to write \
+those words, and nobody has to pay for them. Without “Assistant answers” the two of you talk among yourselves.""",
 )
 """What is said to the others, in turn."""
 
 LABEL = "- Demo: no model wrote this. It is what was said, sorted by keywords."
-"""What stands first in each section of a note."""
+"""What stands first in a note's first section."""
+FIRST_SECTION = "Subjective"
 
 _NOTE = re.compile(
     r"<conversation (?P<number>\w+)>\n(?P<lines>.*)\n</conversation (?P=number)>.*^Write the section (?P<section>\w+):",
@@ -93,7 +102,8 @@ def _section(name: str, lines: str) -> str:
     sentences = [part.strip() for said in _people_said(lines) for part in _SENTENCE_END.split(said)]
     found = [sentence for sentence in sentences if _is_told(sentence) and _section_of(sentence) == name]
     quotes = [f"- “{_quoted(sentence)}”" for sentence in found[:MAX_QUOTES]]
-    return "\n".join([LABEL, *(quotes or ["- Not documented."])])
+    label = [LABEL] if name == FIRST_SECTION else []
+    return "\n".join([*label, *(quotes or ["- Not documented."])])
 
 
 def _people_said(lines: str) -> list[str]:
@@ -111,7 +121,7 @@ def _is_told(sentence: str) -> bool:
 
 
 def _section_of(sentence: str) -> str:
-    return next((name for name, keywords in _KEYWORDS.items() if keywords.search(sentence)), "Subjective")
+    return next((name for name, keywords in _KEYWORDS.items() if keywords.search(sentence)), FIRST_SECTION)
 
 
 def _quoted(said: str) -> str:

@@ -17,7 +17,7 @@ from realtime.tasks.splitting import quoted
 from realtime.usage import INCOMPLETE
 
 NOTICE = (
-    "Draft, written by a language model from the conversation of a visit. It may be wrong or incomplete: a clinician "
+    "Draft, written by a machine from the conversation of a visit. It may be wrong or incomplete: a clinician "
     "has to check it against the visit before it is used."
 )
 NOT_DOCUMENTED = "Not documented."

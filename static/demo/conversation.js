@@ -155,6 +155,11 @@ export class Conversation {
     for (const said of this.#unsent.values()) said.classList.add("lost");
   }
 
+  /** What may not have been sent before the connection ended for good. */
+  get lost() {
+    return [...this.#list.querySelectorAll(".lost .text")].map(({ textContent }) => textContent).join("\n");
+  }
+
   /**
    * Shows at once what was said here, dimmed until the server has it.
    * @param {string} eventId @param {string} text

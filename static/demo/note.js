@@ -22,6 +22,8 @@ export class Note {
   #session;
   /** @type {string | undefined} */
   #taskId;
+  /** What was asked for here, and has not begun. @type {import("../realtime.js").TaskStream | undefined} */
+  #asked;
   /** Shows how it stands, in the next frame. */
   draw = onceAFrame(() => this.#show());
 
@@ -36,9 +38,27 @@ export class Note {
     return this.#session.state !== "closed" && this.#taskId !== undefined && this.#session.positions.has(this.#taskId);
   }
 
+  /** Whether one may be asked for. */
+  get canAsk() {
+    return this.#session.state !== "closed" && !this.running && !this.#asked;
+  }
+
+  /** Asks for one, which may have to wait for the connection. Throws as the session's `send` does. */
+  ask() {
+    if (this.canAsk) this.#asked = this.#session.createTask(TASK, {});
+    this.draw();
+  }
+
+  /** It will not be written, if that is what the error refuses. @param {string} [eventId] of the command that is refused */
+  refused(eventId) {
+    if (this.#asked?.eventId === eventId) this.#asked = undefined;
+    this.draw();
+  }
+
   /** Takes it up if it is of a note. @param {any} event any event of a task's channel, or `task.created` */
   update(event) {
     if (event.type === "task.created" && event.task.name === TASK) this.#taskId = event.task.id;
+    if (event.type === "task.created" && event.task.id === this.#asked?.taskId) this.#asked = undefined;
     if (this.#taskId && (event.task?.id ?? event.task_id) === this.#taskId) this.draw();
   }
 
@@ -57,8 +77,9 @@ export class Note {
 
   #show() {
     const task = this.#task;
-    const isLost = this.#session.state === "closed" && (task?.status === "running" || task?.status === "pending");
-    byId("note").dataset.status = isLost ? "lost" : task?.status ?? "none";
+    const isOpen = this.#asked !== undefined || task?.status === "running" || task?.status === "pending";
+    const isLost = this.#session.state === "closed" && isOpen;
+    byId("note").dataset.status = isLost ? "lost" : this.#asked ? "asked" : task?.status ?? "none";
     byId("note-empty").hidden = task !== undefined;
     byId("note-text").hidden = task === undefined;
     byId("draft").textContent = task ? "Draft again" : "Draft the note";
@@ -67,9 +88,14 @@ export class Note {
     show("note-stop", this.running, "draft");
     show("note-copy", task?.status === "complete", "draft");
     if (task) showTask(task);
-    byId("note-words").textContent = isLost ? "The connection ended here" : task ? wordsOf(task) : "";
-    if (task) return;
-    byId("note-text").replaceChildren();
+    byId("note-words").textContent = isLost ? "The connection ended here" : this.#words(task);
+    if (!task) byId("note-text").replaceChildren();
+  }
+
+  /** @param {Task | undefined} task */
+  #words(task) {
+    if (this.#asked) return this.#session.state === "open" ? STATES.pending : "Waits for the connection";
+    return task ? wordsOf(task) : "";
   }
 }
 
@@ -114,7 +140,8 @@ function section(part) {
   const made = element("section", "", element("h3", "", heading));
   /** @type {HTMLElement | undefined} */
   let list;
-  for (const line of lines.filter((one) => one.trim())) {
+  // A bullet that nothing follows yet is none.
+  for (const line of lines.filter((one) => !/^\s*[-*]?\s*$/.test(one))) {
     const [, item] = /^\s*[-*] (.*)/.exec(line) ?? [];
     if (item === undefined) made.append(element("p", "", line));
     else if (list && list === made.lastElementChild) list.append(point(item));

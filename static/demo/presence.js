@@ -14,7 +14,7 @@ export function showPresence(participants, own, seat) {
   const sorted = [...participants].sort((one, other) => isHere(other) - isHere(one) || one.since.localeCompare(other.since));
   const chips = sorted.slice(0, SHOWN).map(({ user, connection_id }) => {
     const isOwn = connection_id === own;
-    const name = user === ANONYMOUS ? (isOwn ? "You" : "Guest") : isOwn ? `${user} (you)` : user;
+    const name = user === ANONYMOUS ? (isOwn ? "You" : "Someone") : isOwn ? `${user} (you)` : user;
     const chip = element("li", isOwn ? "own" : "", element("span", "face", [...name][0]?.toUpperCase() ?? "?"));
     chip.append(element("span", "name", isOwn ? `${name}, ${seat.toLowerCase()}` : name));
     return chip;

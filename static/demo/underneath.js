@@ -87,8 +87,9 @@ export class Underneath {
   #showConnection() {
     const { transport, positions, participants, state } = this.#session;
     const { events, merged, opens } = this.#counts;
-    tell("fact-transport", transport && state !== "idle" ? TRANSPORTS[transport] : "–");
-    tell("fact-connection", this.#connectionId && short(this.#connectionId));
+    const isOpen = state === "open" && transport !== null;
+    tell("fact-transport", isOpen ? TRANSPORTS[transport] : "not connected");
+    tell("fact-connection", isOpen ? short(this.#connectionId) : "");
     tell("fact-reconnects", this.#awayMs === undefined ? "none yet"
       : `${opens - 1}, away ${(this.#awayMs / 1_000).toFixed(1)} s, ${this.caughtUp} tokens caught up`);
     tellAll("fact-viewers", [...participants.keys()].map(short));
@@ -126,7 +127,8 @@ export class Underneath {
 function savedWords({ answers, about, atMost, aboutUsd }) {
   if (!answers) return ["–", "nothing stopped yet"];
   const most = `at most ${atMost.toLocaleString()}`;
-  if (about === undefined) return [`${most} tokens`, "none finished to compare with"];
+  if (about === undefined) return [`${most} tokens`, "none has finished yet"];
+  if (about === 0) return [`${most} tokens`, "past the usual length"];
   return [`about ${about.toLocaleString()} tokens`, aboutUsd === undefined ? most : `${dollars(aboutUsd)}, ${most}`];
 }
 

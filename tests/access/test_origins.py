@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
-from realtime.access.origins import allowed_origins
+from realtime.access.origins import MAX_WARNED, MAX_WARNED_CHARS, allowed_origins
 from realtime.settings import SettingsError
 from tests.access.wire import UPGRADE, Answer, ask, telling_server, told
 from tests.end_to_end import echo
@@ -69,7 +70,8 @@ async def test_an_origin_is_allowed_to_the_letter_or_refused(
         assert answer.status == GRANTED[transport]
     else:
         assert (answer.status, answer.code) == (403, "origin_not_allowed")
-        assert answer.all("access-control-allow-origin") == []
+        assert answer.all("access-control-allow-origin") == ([] if transport == "upgrade" else ["*"])
+        assert answer.all("access-control-allow-credentials") == []
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -96,8 +98,9 @@ async def test_every_method_is_held_to_it(server: RunningServer, method: str) ->
 )
 async def test_another_name_is_refused(server: RunningServer, host: bytes, transport: str) -> None:
     """Also one that is none, and none at all, where WebSockets are a bad request by themselves."""
-    answer = await asked(server, transport, host=host)
+    answer = await asked(server, transport, b"Origin: http://evil.com", host=host)
     assert answer.status in ({400, 403} if transport == "upgrade" else {403})
+    assert answer.all("access-control-allow-origin") == []
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -149,6 +152,17 @@ async def test_what_another_page_embeds_is_refused(server: RunningServer, site: 
     """An image or a script comes without an origin; a link may be followed."""
     headers = (f"Sec-Fetch-Site: {site}".encode(), f"Sec-Fetch-Mode: {mode}".encode())
     assert (await asked(server, "events", *headers)).status == status
+
+
+async def test_the_log_names_the_setting_once_for_each_origin(server: RunningServer) -> None:
+    """Whoever develops a page finds why it is refused; nobody fills the log with origins, nor writes what is none."""
+    origins = [f"http://localhost:{port}" for port in range(5173, 5173 + 2 * MAX_WARNED)]
+    with capture_logs() as lines:
+        for origin in ("null", "http://a" + "a" * MAX_WARNED_CHARS, "said <b>", *(2 * origins[:1]), *origins):
+            assert (await asked(server, "post", f"Origin: {origin}".encode())).status == 403
+    warned = [line for line in lines if line["log_level"] == "warning"]
+    assert [line["origin"] for line in warned] == origins[:MAX_WARNED]
+    assert {line["setting"] for line in warned} == {"REALTIME_ALLOWED_ORIGINS"}
 
 
 async def test_whether_a_page_asks_is_known_further_in() -> None:

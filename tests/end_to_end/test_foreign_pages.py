@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from playwright.async_api import Browser, Page
@@ -18,7 +19,8 @@ from tests.support.server import running_server
 __all__ = ["browser", "chromium"]
 pytestmark = needs_chromium
 PAGE = b"<!doctype html><link rel=icon href=data:,><title>another page</title>"
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(PAGE)
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+STATIC = Path(__file__).parents[2] / "static"
 
 FETCH = """async ([url, options]) => {
     const answer = await fetch(url, options).catch(() => null)
@@ -43,11 +45,21 @@ FRAME = """url => new Promise(done => {
     frame.onload = done; frame.src = url; document.body.append(frame)
 })"""
 
+ATTACH = """async url => {
+    const { RealtimeSession } = await import("/realtime.js")
+    const session = new RealtimeSession({ url })
+    session.connect()
+    const end = new Promise(done => session.addEventListener("closed", ({ detail }) => done(detail)))
+    return await Promise.race([end, session.respond("Hello").text()])
+}"""
+
 
 async def serve_page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A web server of one page."""
-    if await reader.readline():
-        writer.write(ANSWER + PAGE)
+    """A web server of one page, and of the client library, as a bundler would have it."""
+    if line := await reader.readline():
+        module = STATIC / line.split()[1].decode().removeprefix("/")
+        kind, body = (b"text/javascript", module.read_bytes()) if module.is_file() else (b"text/html", PAGE)
+        writer.write(ANSWER % (kind, len(body)) + body)
         await writer.drain()
     writer.close()
 
@@ -85,11 +97,13 @@ async def test_an_allowed_page_can_use_everything(browser: Browser) -> None:
 
 
 async def test_another_page_can_do_nothing(browser: Browser) -> None:
-    """It gets no answer, no stream and no socket, embeds nothing, and nothing that it asks for is done."""
+    """It gets no stream and no socket, and reads of what it asks for only that it is refused; it embeds nothing, and
+    nothing that it asks for is done."""
     port = free_port()
     async with running_server(echo) as server, attached(server) as client, page_on(browser, port) as page:
         url = f"{server.url}/v1/sessions/{client.session_id}"
-        assert await tried(page, FETCH, [url, {}]) == "refused"
+        assert await tried(page, FETCH, [url, {}]) == ["cors", 403, True]
+        assert await tried(page, FETCH, [url, {"credentials": "include"}]) == "refused"
         assert await tried(page, FETCH, [url, {"method": "DELETE"}]) == "refused"
         event = {"method": "POST", "mode": "no-cors", "body": '{"type": "session.close"}'}
         assert await tried(page, FETCH, [f"{url}/events", event]) in ("refused", ["opaque", 0, False])
@@ -100,6 +114,17 @@ async def test_another_page_can_do_nothing(browser: Browser) -> None:
         await tried(page, FRAME, server.url)
         assert "/static/" not in await page.frames[1].content()
         assert await client.answer("nothing has happened") == "nothing has happened"
+
+
+async def test_the_client_of_another_page_ends_and_says_why(browser: Browser) -> None:
+    """It does not try for ever what nobody will allow it; where its origin is named it gets an answer."""
+    port = free_port()
+    async with page_on(browser, port) as page:
+        async with running_server(echo) as server:
+            end = {"code": 4403, "reason": "origin_not_allowed"}
+            assert await tried(page, ATTACH, server.url) == end
+        async with running_server(echo, allowed_origins=(f"http://127.0.0.1:{port}",)) as server:
+            assert await tried(page, ATTACH, server.url) == "Hello"
 
 
 async def test_a_link_to_the_page_can_be_followed(browser: Browser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
 
 import pytest
@@ -44,6 +45,9 @@ async def test_a_server_that_was_started_anew_is_told(context: BrowserContext) -
             await expect(page.locator(".answer .text")).to_contain_text("word8")
             await expect(page.locator("#note-words")).to_have_text("The connection ended here")
             await expect(page.locator("#note-stop")).to_be_hidden()
+            await expect(page.locator("#share")).to_have_attribute("aria-disabled", "true")
+            await page.locator("#share").evaluate("(one) => one.click()")
+            await expect(page.locator("dialog")).to_be_hidden()
             await expect(page.get_by_role("button", name="New visit")).to_be_focused()
             await page.keyboard.press("Enter")
             await ask(page, "Hello")
@@ -67,6 +71,28 @@ async def test_what_was_not_taken_before_the_end_says_so(context: BrowserContext
         await proxy.resume()
         await expect(page.locator("#state")).to_have_text("Closed")
         await expect(page.locator(".unsent.lost .text")).to_have_text("Not taken")
+        await page.get_by_role("button", name="New visit").click()
+        await expect(page.get_by_label("Message")).to_have_value("Not taken")
+
+
+async def test_while_the_server_is_away_the_page_says_so(context: BrowserContext) -> None:
+    """It counts down to the next attempt, and shows no connection that there is not."""
+    async with running_server(echo) as server, TcpProxy("127.0.0.1", server.port) as proxy, context:
+        page = await visit(context, f"http://127.0.0.1:{proxy.port}")
+        await expect(page.locator("#fact-transport")).to_have_text("WebSocket")
+        await page.evaluate(
+            "globalThis.told = new Set();"
+            "new MutationObserver(() => told.add(document.getElementById('state').textContent))"
+            ".observe(document.getElementById('state'), { childList: true, characterData: true, subtree: true })"
+        )
+        await page.get_by_role("button", name="Drop connection").click()
+        await expect(page.locator("#fact-transport")).to_have_text("not connected")
+        await expect(page.locator("#fact-connection")).to_be_empty()
+        await expect(page.locator("#state [aria-hidden=true]")).to_have_text(re.compile(r", back in \d\.\d s"))
+        await expect(page.locator("#state")).to_have_text("Back")
+        waits = [words for words in await page.evaluate("[...told]") if "back in" in words]
+        assert len(waits) > 2
+        assert waits == sorted(waits, reverse=True)
 
 
 async def test_nothing_moves_for_ever_where_motion_is_not_wanted(open_context: OpenContext) -> None:

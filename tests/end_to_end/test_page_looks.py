@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import BrowserContext, Page, expect
+from playwright.async_api import BrowserContext, Page, ViewportSize, expect
 
 from realtime.responders.base import Request
 from tests.end_to_end import echo
@@ -18,7 +18,7 @@ from tests.support.server import running_server
 __all__ = ["allowed_errors", "browser", "chromium", "context", "open_context"]
 pytestmark = needs_chromium
 
-PHONE = {"width": 360, "height": 720}
+PHONE: ViewportSize = {"width": 360, "height": 720}
 VIEWS = ("Visit", "Note", "Underneath")
 EVIL = (
     "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><b onclick=alert(3)>bold</b>"
@@ -34,7 +34,7 @@ OUT_OF_SIGHT = """() => [...document.querySelectorAll("button, select, textarea,
     .filter(([, { left, right, width, height }]) => left < 0 || right > innerWidth || !width || !height)
     .map(([name]) => name)"""
 """The controls that a finger can't get at."""
-FOLD = {"width": 1280, "height": 800}
+FOLD: ViewportSize = {"width": 1280, "height": 800}
 ESSENTIAL = [
     "#state",
     "#presence",
@@ -56,6 +56,9 @@ ESSENTIAL = [
     "#fact-saved",
     "#fact-saved-more",
     "#fact-reconnects",
+    "#fact-positions",
+    "#events li:nth-child(1)",
+    "#events li:nth-child(4)",
 ]
 UNSEEN = """(selectors) => selectors.filter((selector) => {
     const part = document.querySelector(selector);
@@ -65,6 +68,7 @@ UNSEEN = """(selectors) => selectors.filter((selector) => {
     return !ends.every(([x, y]) => part.contains(document.elementFromPoint(x, y)));
 })"""
 """Which of them are not in sight, from one end to the other."""
+PAGE_SIZE = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
 VIOLATIONS = """async () => (await axe.run(document, { resultTypes: ["violations"] })).violations
     .map(({ id, nodes }) => [id, ...nodes.map(({ target, failureSummary }) => `${target}: ${failureSummary}`)])"""
 
@@ -236,11 +240,22 @@ async def test_what_matters_is_above_the_fold(open_context: OpenContext, scheme:
             await expect(page.locator(place)).to_contain_text("word39")
         await expect(page.locator("#fact-saved")).to_contain_text("tokens")
         assert await page.evaluate(UNSEEN, ESSENTIAL) == []
-        assert await page.evaluate("[innerWidth, innerHeight].join()") == await page.evaluate(
-            "[document.documentElement.scrollWidth, document.documentElement.scrollHeight].join()"
-        )
+        assert await page.evaluate(PAGE_SIZE) == [FOLD["width"], FOLD["height"]]
         await paced.let()
         await answered(page)
+
+
+@pytest.mark.parametrize("size", [FOLD, PHONE])
+async def test_a_long_talk_lengthens_no_page(open_context: OpenContext, size: ViewportSize) -> None:
+    """It scrolls inside of its place, also where somebody says much, and is not named with each message."""
+    async with running_server(echo) as server, await open_context(viewport=size) as window:
+        page = await visit(window, server.url)
+        await page.get_by_label("Assistant answers").uncheck()
+        for number in range(25):
+            await ask(page, f"Message {number}")
+        await expect(page.locator(".user:not(.unsent)")).to_have_count(25)
+        assert await page.evaluate(PAGE_SIZE) == [size["width"], size["height"]]
+        assert await page.locator("#scroller").evaluate("(one) => one.scrollHeight > one.clientHeight")
 
 
 @pytest.mark.parametrize(("scheme", "other"), [("light", "dark"), ("dark", "light")])

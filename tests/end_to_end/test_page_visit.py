@@ -82,8 +82,8 @@ async def test_the_whole_story(open_context: OpenContext, quick_demo: None) -> N
             await expect(headings).to_have_text(["Subjective", "Objective", "Assessment", "Plan"])
             await expect(page.locator("#note-text section").first).to_contain_text("Light makes it worse")
             await expect(page.locator("#note-text section").last).to_contain_text("keep a headache diary")
-            await expect(page.locator("#note-text .label")).to_contain_text("Draft")
-            await expect(page.locator("#note-text section").first).to_contain_text("Demo: no model wrote this")
+            await expect(page.locator("#note-text .label")).to_contain_text("Draft, written by a machine")
+            await expect(page.get_by_text("Demo: no model wrote this")).to_have_count(1)
         assert await words_of(clinician) == await words_of(patient)
         assert await logged_answers(server, clinician) == [ANSWER.format(said="What now?")]
 
@@ -98,6 +98,7 @@ async def test_two_tabs_are_one_visit(context: BrowserContext) -> None:
             await expect(page.locator("#presence li")).to_have_count(2)
         await expect(first.locator("#presence .own")).to_have_text("YYou, clinician")
         await expect(second.locator("#presence .own")).to_have_text("YYou, patient")
+        await expect(second.locator("#presence .name").last).to_have_text("Someone")
         await ask(second, "From the second")
         await expect(first.locator(".user .text")).to_have_text("From the second")
         await expect(first.locator(".user .who")).to_have_text("Patient")
@@ -234,6 +235,86 @@ async def test_a_note_streams_in_and_can_be_stopped(context: BrowserContext) -> 
         await notes.closed.wait()
         await expect(page.locator("#note-words")).to_contain_text("Stopped")
         await expect(page.locator("#note-text h3")).to_have_count(2)
+
+
+async def test_a_bullet_is_one_from_its_first_word(context: BrowserContext) -> None:
+    """Its dash alone is nothing, neither a paragraph nor an empty bullet."""
+    notes = Paced()
+
+    async def responder(request: Request) -> AsyncIterator[str]:
+        if not request.messages[-1].content.startswith("<conversation"):
+            yield "Yes?"
+            return
+        yield "- One\n-"
+        async for word in notes(request):
+            yield f" {word}"
+
+    async with running_server(responder=responder) as server, context:
+        page = await visit(context, server.url)
+        await ask(page, "I have a headache.")
+        await answered(page)
+        await page.get_by_role("button", name="Draft the note").click()
+        section = page.locator("#note-text section").first
+        await expect(section.locator("li")).to_have_text(["One"])
+        await expect(section.locator("p")).to_have_count(0)
+        await expect(page.locator("#note-text section > *")).to_have_count(2)
+        await notes.let(1)
+        await expect(section.locator("li")).to_have_text(["One", "word0"])
+        await page.get_by_role("button", name="Stop writing").click()
+        await notes.closed.wait()
+
+
+async def test_what_is_asked_for_while_cut_off_is_asked_for_once(context: BrowserContext) -> None:
+    """One note, however often the button is pressed, and one sample visit; the page says what they wait for."""
+    async with running_server(echo) as server, context:
+        page = await visit(context, server.url)
+        await page.get_by_role("button", name="Drop connection").click()
+        await page.evaluate("document.getElementById('sample').click(); document.getElementById('sample').click()")
+        await expect(page.locator(".user.unsent")).to_have_count(6)
+        await page.evaluate("for (let press = 0; press < 3; press += 1) document.getElementById('draft').click()")
+        await expect(page.locator("#note-words")).to_have_text("Waits for the connection")
+        await expect(page.locator("#draft")).to_have_attribute("aria-disabled", "true")
+        await expect(page.locator("#note")).to_have_attribute("data-status", "complete")
+        await expect(page.locator(".user:not(.unsent)")).to_have_count(6)
+        await expect(page.locator("#draft")).to_have_attribute("aria-disabled", "false")
+        assert len(await events_of(server, page, "task.created")) == 1
+        assert len(await events_of(server, page, "conversation.item.created")) == 6
+
+
+async def test_a_note_that_is_refused_can_be_asked_for_again(context: BrowserContext) -> None:
+    """The reason is told, and nothing waits any more."""
+    async with running_server(echo, rate_tasks="1/minute") as server, context:
+        page = await visit(context, server.url)
+        await ask(page, "I have a headache.")
+        await answered(page)
+        await page.get_by_role("button", name="Draft the note").click()
+        await expect(page.locator("#note")).to_have_attribute("data-status", "complete")
+        await page.get_by_role("button", name="Draft again").click()
+        await expect(page.locator("#notice")).to_be_visible()
+        await expect(page.locator("#draft")).to_have_attribute("aria-disabled", "false")
+        await expect(page.locator("#note-words")).to_have_text("Draft, to be checked")
+
+
+async def test_what_stopping_has_saved_is_never_told_as_nothing(context: BrowserContext) -> None:
+    """An answer that is stopped past the mean of the finished ones may have saved something: at most so much."""
+    paced = Paced()
+
+    async def responder(request: Request) -> AsyncIterator[str]:
+        if request.messages[-1].content == "Be brief":
+            yield "Yes."
+            return
+        async for word in paced(request):
+            yield word
+
+    async with running_server(responder=responder, max_output_tokens=1000) as server, context:
+        page = await visit(context, server.url)
+        await ask(page, "Go on")
+        await paced.let(60)
+        await expect(page.locator(".answer .text")).to_contain_text("word59")
+        await ask(page, "Be brief")
+        await answered(page)
+        await expect(page.locator("#fact-saved-more")).to_have_text("past the usual length")
+        await expect(page.locator("#fact-saved")).to_have_text(re.compile(r"^at most \d{3} tokens$"))
 
 
 async def test_typing_into_a_voice_keeps_what_was_heard(context: BrowserContext) -> None:

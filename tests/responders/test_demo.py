@@ -64,6 +64,11 @@ async def test_demo_goes_on(waits: list[float]) -> None:
         assert f"“{content}”" in text
 
 
+def test_demo_s_first_answer_is_the_shortest() -> None:
+    """Who stops it, and lets the next one end, sees that something was saved."""
+    assert all(len(later.split()) > len(ANSWER.split()) for later in LATER)
+
+
 VISIT: list[tuple[Role, str]] = [
     ("user", "Good morning. What brings you here?"),
     ("user", "My knee hurts for two days. My blood pressure was 120/80."),
@@ -73,14 +78,14 @@ VISIT: list[tuple[Role, str]] = [
 
 
 async def test_demo_drafts_a_note_of_what_was_said(waits: list[float]) -> None:
-    """People's own words, each in the part where its keywords put it, none of the assistant's; and it says how."""
+    """People's own words, each in the part where its keywords put it, none of the assistant's; it says how, once."""
     context, reports = context_of(demo)
     note = await clinical_note(context, Visit(conversation=[Utterance(role, content) for role, content in VISIT]))
     assert msgspec.structs.astuple(note.sections) == (
         f"{LABEL}\n- “My knee hurts for two days.”",
-        f"{LABEL}\n- “My blood pressure was 120/80.”",
-        f"{LABEL}\n- “I think it is a sprain.”",
-        f"{LABEL}\n- “Please cool it for a day.”",
+        "- “My blood pressure was 120/80.”",
+        "- “I think it is a sprain.”",
+        "- “Please cool it for a day.”",
     )
     assert LABEL.startswith("- Demo: no model wrote this")
     assert note.text == reports.text
@@ -90,14 +95,14 @@ async def test_demo_makes_nothing_up(waits: list[float]) -> None:
     """A part on which nothing was said is not documented."""
     context, _ = context_of(demo)
     note = await clinical_note(context, Visit(conversation=[Utterance("user", "My knee hurts.")]))
-    assert note.sections.plan == f"{LABEL}\n- Not documented."
+    assert note.sections.plan == "- Not documented."
 
 
 @pytest.mark.parametrize("lines", ["no JSON", "{}", '{"role": 1, "content": []}', ""])
 async def test_demo_takes_what_only_looks_like_a_note_s_prompt(waits: list[float], lines: str) -> None:
     """Anybody may type anything: it is no failure."""
     text, finish = await said_to(f"<conversation 1>\n{lines}\n</conversation 1>\n\nWrite the section Plan: x")
-    assert text == f"{LABEL}\n- Not documented."
+    assert text == "- Not documented."
     assert finish.stop_reason == "end_turn"
 
 
