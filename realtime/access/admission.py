@@ -161,29 +161,20 @@ class Admission:
         `StoreError`, and what `tokens` raises."""
         limit = await self._take("responses", self._most.responses, principal.payer)
         most = await tokens() if self.till.budgets else 0
-        return await self._paid(limit, principal, most, session_id, ending)
+        return await self.paid(limit, principal, most, session_id, ending)
+
+    async def asked(self, principal: Principal) -> RateLimit:
+        """A one-shot call is asked for: before anything is done for it. Raises `RateLimited` and `StoreError`."""
+        return await self._take("oneshots", self._most.oneshots, principal.payer)
 
     async def oneshot(self, principal: Principal, tokens: int) -> Admitted:
-        """A one-shot call that may use `tokens`. Raises as above."""
-        limit = await self._take("oneshots", self._most.oneshots, principal.payer)
-        return await self._paid(limit, principal, tokens)
+        """Both in one, where it is known before what it may use. Raises as `asked` and `paid`."""
+        return await self.paid(await self.asked(principal), principal, tokens)
 
-    async def task(self, payer: str, take_place: Callable[[], Awaitable[None]]) -> RateLimit:
-        """A task, which has a place if `take_place` does not refuse it; what it costs its model calls pay. Raises
-        `RateLimited` and `StoreError`. Where there is no place nothing counts against the rate."""
-        limit = await self._take("tasks", self._most.tasks, payer)
-        try:
-            await take_place()
-        except RateLimited as error:
-            error.limits = [limit]
-            with suppress(StoreError):  # it is refused anyway
-                error.limits = [await self._give_back("tasks", self._most.tasks, payer)]
-            raise
-        return limit
-
-    async def _paid(
+    async def paid(
         self, limit: RateLimit, principal: Principal, tokens: int, session_id: str | None = None, ending: int = 0
     ) -> Admitted:
+        """What was asked for within its `limit` may use `tokens`. Raises `RateLimited`, `BudgetError`, `StoreError`."""
         bill = self.till.bill(principal.payer, tokens, tasks=TASK in principal.scopes and principal.session_id is None)
         try:
             purse = await self.till.open(bill, session_id=session_id, ending=ending)
@@ -198,6 +189,19 @@ class Admission:
             purse.settle(None)
             raise
         return Admitted(bill, purse, _with(limit, left))
+
+    async def task(self, payer: str, take_place: Callable[[], Awaitable[None]]) -> RateLimit:
+        """A task, which has a place if `take_place` does not refuse it; what it costs its model calls pay. Raises
+        `RateLimited` and `StoreError`. Where there is no place nothing counts against the rate."""
+        limit = await self._take("tasks", self._most.tasks, payer)
+        try:
+            await take_place()
+        except RateLimited as error:
+            error.limits = [limit]
+            with suppress(StoreError):  # it is refused anyway
+                error.limits = [await self._give_back("tasks", self._most.tasks, payer)]
+            raise
+        return limit
 
     async def _take(self, name: str, rate: Rate, payer: str) -> RateLimit:
         taken = await self._rates.take(name, payer, rate)

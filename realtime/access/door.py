@@ -128,7 +128,7 @@ class Door:
             access.tell(error)
             if isinstance(error, RateLimited):
                 await asyncio.sleep(TOO_OFTEN_S)
-            access.limits = access.limits or list(getattr(error, "limits", ()))
+            access.limits = list(getattr(error, "limits", ())) or access.limits
             await send_error(send, error)
         except Exception:
             access.tell(ServerError("internal_error", "Something went wrong here."))
