@@ -23,6 +23,8 @@ from realtime.protocol import Bill, RateLimit
 
 FULL_WAIT_MS = 1000
 """When who has too many connections may try again."""
+READ_BYTES = 64 * 1024
+"""Half of a rate is the most that one read counts: who makes few requests may read all there is."""
 
 
 class Most(Struct, frozen=True, kw_only=True):
@@ -112,7 +114,7 @@ class Admission:
         self._most = most
         self._rates = rates
         self._keeper = keeper
-        self._posts = MemoryRates()
+        self._requests = MemoryRates()
 
     def ticket(self, principal: Principal) -> Ticket:
         """For a command of the principal's."""
@@ -122,9 +124,17 @@ class Admission:
         """How many messages a new connection may send."""
         return Allowance(self._most.messages)
 
-    async def posted(self, principal: Principal) -> None:
-        """A message that came over HTTP: so many may come of one payer, to this process. Raises `RateLimited`."""
-        taken = await self._posts.take("messages", principal.payer, self._most.messages)
+    async def request(self, principal: Principal) -> None:
+        """A request over HTTP, or an upgrade: as many may come of one payer to this process as messages may over one
+        connection. Raises `RateLimited`."""
+        await self._count(principal, 1)
+
+    async def read(self, principal: Principal, size_bytes: int) -> None:
+        """What is about to be read at once: it counts as a request for each `READ_BYTES`. Raises `RateLimited`."""
+        await self._count(principal, min(size_bytes // READ_BYTES, self._most.messages.limit // 2))
+
+    async def _count(self, principal: Principal, cost: int) -> None:
+        taken = await self._requests.take("messages", principal.payer, self._most.messages, cost)
         if not taken.allowed:
             raise _too_often("messages", taken)
 

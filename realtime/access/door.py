@@ -11,6 +11,7 @@ from starlette.requests import cookie_parser
 from starlette.types import Message, Receive, Scope, Send
 
 from realtime.access.addresses import client_address
+from realtime.access.admission import Admission
 from realtime.access.audit import Access, Audit
 from realtime.access.claims import Claims
 from realtime.access.origins import is_from_page
@@ -41,10 +42,11 @@ class Action(Struct, frozen=True):
 
 class Door:
     """Where every request comes in, told in `audit`. Without a `verifier` everybody is anonymous, and a token counts
-    for nothing."""
+    for nothing. `admission` knows how often who may come."""
 
-    def __init__(self, verifier: Verifier | None, revocations: Revocations, audit: Audit) -> None:
+    def __init__(self, verifier: Verifier | None, revocations: Revocations, audit: Audit, admission: Admission) -> None:
         self.audit = audit
+        self._admission = admission
         self._verifier = verifier
         self._revocations = revocations
         self.checks_tokens = verifier is not None
@@ -119,6 +121,7 @@ class Door:
             logs.bind(session=self.audit.name_of(session_id))
         try:
             access.principal = await self.identify(scope)
+            await self._admission.request(access.principal)
             if action.scope is not None:
                 check_scope(access.principal, action.scope)
             if not action.guests:

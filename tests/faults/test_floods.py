@@ -20,10 +20,12 @@ from websockets.exceptions import ConnectionClosed
 
 from realtime.connection import MAX_REFUSED
 from realtime.http_transport import MAX_HEAD_BYTES
+from realtime.protocol import SESSION_CHANNEL, Item, ItemCreated
 from realtime.settings import Settings
+from realtime.store.base import Write
 from realtime.transport import MAX_LATE, PINGS, SLICE_BYTES, StallProofProtocol
 from tests.access.signing import SECRET, token
-from tests.end_to_end import PATIENCE_S, Model, echo
+from tests.end_to_end import PATIENCE_S, Model, dialled, echo
 from tests.faults.test_frames import CLOSE, PING, PONG, TEXT, RawSocket, frame, message, raw
 from tests.support.client import attached
 from tests.support.memory import resident_bytes
@@ -218,17 +220,38 @@ async def test_a_head_without_an_end_is_cut_off() -> None:
             writer.close()
 
 
-async def test_messages_over_http_have_the_rate_of_a_connection() -> None:
-    """Of each user, over however many connections."""
-    async with running_server(echo, auth_secret=SECRET, rate_messages="3/hour") as server:
+async def test_requests_over_http_have_the_rate_of_a_connection() -> None:
+    """Of each user, over however many connections, whatever is asked for, and upgrades, too."""
+    async with running_server(echo, auth_secret=SECRET, rate_messages="5/hour") as server:
         async with attached(server, bearer=token(sub="ann")) as client, httpx.AsyncClient(base_url=server.url) as http:
-            url = f"/v1/sessions/{client.session_id}/events"
+            url = f"/v1/sessions/{client.session_id}"
             headers = {"authorization": f"Bearer {token(sub='ann')}"}
             update = {"type": "session.update", "session": {}}
-            answers = [await http.post(url, json=update, headers=headers) for _ in range(4)]
-            assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
-            assert answers[3].json()["error"]["code"] == "rate_limited"
-            assert int(answers[3].headers["retry-after"]) > 0
+            posts = [(await http.post(f"{url}/events", json=update, headers=headers)).status_code for _ in range(2)]
+            assert posts == [202, 202]
+            paths = [url, f"{url}/tasks/t", "/v1/tasks/t/result"]
+            answers = [await http.get(path, headers=headers) for path in paths]
+            assert [answer.status_code for answer in answers] == [200, 404, 429]
+            assert answers[2].json()["error"]["code"] == "rate_limited"
+            assert int(answers[2].headers["retry-after"]) > 0
+            async with dialled(server, subprotocols=("realtime.v1", f"bearer.{token(sub='ann')}")) as again:
+                assert json.loads(await again.recv())["error"]["code"] == "rate_limited"
+            assert (await http.post("/v1/sessions", headers={"authorization": f"Bearer {token(sub='bob')}"})).is_success
+
+
+async def test_a_large_session_is_read_less_often() -> None:
+    """A request for each 64 KiB, and no more than half of the rate: as large as a session may be, it can be read."""
+    for text_bytes, reads in ((1000, 8), (200_000, 2), (5_000_000, 1)):
+        async with running_server(echo, rate_messages="9/day") as server, httpx.AsyncClient() as http:
+            session = (await http.post(f"{server.url}/v1/sessions")).json()["session"]
+            said = ItemCreated(
+                item=Item(id="item_1", role="user", content="x" * text_bytes, user="ann", created_at="now")
+            )
+            await server.engine.store.append(session["id"], [Write(SESSION_CHANNEL, [said])])
+            url = f"{server.url}/v1/sessions/{session['id']}"
+            answers = [await http.get(url) for _ in range(reads + 1)]
+            assert [answer.status_code for answer in answers] == [200] * reads + [429]
+            assert answers[0].json()["items"][0]["content"] == "x" * text_bytes
 
 
 async def responses(server: RunningServer) -> Counter[str]:
