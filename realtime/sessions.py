@@ -139,9 +139,12 @@ def _overrides(body: bytes) -> Overrides:
 
 def _idempotency_key(scope: Scope) -> str | None:
     """What the client or its proxy calls the request: the same for each instance that is tried, so that one of them
-    carries it out."""
+    carries it out. Raises `InvalidRequest` for one that is too long."""
     key = dict(scope["headers"]).get(b"idempotency-key", b"").decode("latin-1")
-    return key if 0 < len(key) <= MAX_KEY_CHARS else None
+    if len(key) > MAX_KEY_CHARS:
+        most = f"An Idempotency-Key may have at most {MAX_KEY_CHARS} characters."
+        raise InvalidRequest("invalid_message", most, param="Idempotency-Key")
+    return key or None
 
 
 def _command_in(body: bytes) -> Command:
