@@ -52,10 +52,11 @@ BEARER = f"Authorization: Bearer {token(sub='flooder', exp=2**32)}\r\n"
 
 
 @asynccontextmanager
-async def flooded() -> AsyncIterator[RunningServer]:
-    """A server with the limits that it is shipped with, in which somebody else gets an answer token by token."""
+async def flooded(**limits: Any) -> AsyncIterator[RunningServer]:
+    """A server with the limits that it is shipped with, but for those given, in which somebody else gets an answer
+    token by token."""
     model = Model()
-    async with running_server(model, auth_secret=SECRET, **LIMITS) as server:
+    async with running_server(model, auth_secret=SECRET, **{**LIMITS, **limits}) as server:
         async with attached(server, bearer=token(sub="other", exp=2**32)) as other:
             response_id = await other.respond()
             turn = await model.turn()
@@ -220,6 +221,59 @@ async def test_a_head_without_an_end_is_cut_off() -> None:
             writer.close()
 
 
+@asynccontextmanager
+async def tcp(server: RunningServer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection on which anything may be written."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_body_that_nobody_wants_holds_up_nobody() -> None:
+    """A stream is asked for with a body in chunks of one byte, for as long as it is taken."""
+    async with flooded() as server, attached(server, bearer=token(sub="flooder", exp=2**32)) as client:
+        path = f"/v1/sessions/{client.session_id}/events"
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{BEARER}Transfer-Encoding: chunked\r\n\r\n"
+        async with tcp(server) as (_, writer):
+            writer.write(head.encode())
+            await pour_into(writer, b"1\r\nx\r\n" * 1000)
+        await client.send("ping")
+        await client.until("pong")
+
+
+async def test_requests_that_wait_for_no_answer_hold_up_nobody() -> None:
+    """Whether or not the answers are read."""
+    alive = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000
+    for reads in (True, False):
+        async with flooded() as server, tcp(server) as (reader, writer):
+            reading = asyncio.create_task(read_all(reader)) if reads else None
+            await pour_into(writer, alive)
+            if reading is not None:
+                reading.cancel()
+            async with tcp(server) as (others, asking):
+                asking.write(alive[: len(alive) // 1000])
+                async with asyncio.timeout(PATIENCE_S):
+                    assert (await others.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def read_all(reader: asyncio.StreamReader) -> None:
+    """Read, and keep nothing."""
+    with suppress(ConnectionError):
+        while await reader.read(65536):
+            pass
+
+
+async def pour_into(writer: asyncio.StreamWriter, block: bytes) -> None:
+    """Send a block over and over, until that is enough, or it is cut off, or not taken any more."""
+    with suppress(ConnectionError, TimeoutError):
+        for _ in range(20):
+            async with asyncio.timeout(1.0):
+                writer.write(block)
+                await writer.drain()
+
+
 async def test_requests_over_http_have_the_rate_of_a_connection() -> None:
     """Of each user, over however many connections, whatever is asked for, and upgrades, too."""
     async with running_server(echo, auth_secret=SECRET, rate_messages="5/hour") as server:
@@ -336,7 +390,7 @@ Flood = Callable[[RunningServer], Awaitable[Counter[str]]]
         (sessions_with_responses, 10, {"rate_limited", "too_many_responses_at_once"}),
         (prompts, 30, {"rate_limited", "too_many_responses_at_once"}),
         (tasks, 30, {"rate_limited"}),
-        (connects, 20, {"too_many_connections"}),
+        (connects, 20, {"too_many_connections", "rate_limited"}),
     ],
 )
 async def test_what_costs_is_limited(flood: Flood, most: int, code: set[str]) -> None:
@@ -351,7 +405,7 @@ async def test_what_costs_is_limited(flood: Flood, most: int, code: set[str]) ->
 
 async def test_many_connects_one_after_the_other_leave_nothing() -> None:
     """A client that comes and goes again and again."""
-    async with flooded() as server:
+    async with flooded(rate_messages="1000/second") as server:
         for _ in range(200):
             async with raw(server, headers=BEARER):
                 pass
