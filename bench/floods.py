@@ -8,12 +8,14 @@ The hostile client comes from another address. Prints Markdown.
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -32,6 +34,14 @@ SESSIONS = 4
 HOSTILE = "127.0.0.2"
 PATH = "/v1/realtime"
 BLOCK_BYTES = 250_000
+LARGE_ITEMS, LARGE_TEXT = 100, "x" * 60_000
+PAUSE_S = 0.025
+"""Between messages that are to come within their rate."""
+CROWD = 20
+CHUNK = b"1\r\nx\r\n"
+ALIVE = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+PIPELINED = 200
+"""Requests in one go; their answers fit into what a socket holds."""
 MASK = bytes(4)
 PING, EMPTY_TEXT = b"\x89\x80" + MASK, b"\x81\x80" + MASK
 MOST = 2.0
@@ -103,6 +113,62 @@ def post(port: int, path: str, body: bytes) -> Iterator[int]:
         connection.close()
 
 
+def reads(port: int) -> Iterator[int]:
+    """Reads of a session that is as large as one may be."""
+    with Client(port, PATH, HOSTILE) as client:
+        session_id = client.receive_until("session.created")["session"]["id"]
+        for _ in range(LARGE_ITEMS):
+            client.send({"type": "conversation.item.create", "item": {"role": "user", "content": LARGE_TEXT}})
+            client.receive_until("conversation.item.created")
+            time.sleep(PAUSE_S)
+    return crowd(port, "GET", f"/v1/sessions/{session_id}")
+
+
+def oneshots(port: int) -> Iterator[int]:
+    """One-shot calls with bodies as large as they may be, of messages as short as they may be."""
+    messages = [{"role": "user", "content": ""}] * (2_000_000 // 30)
+    return crowd(port, "POST", "/v1/complete", json.dumps({"messages": messages}, separators=(",", ":")).encode())
+
+
+def crowd(port: int, method: str, path: str, body: bytes = b"") -> Iterator[int]:
+    """Ask the same over as many connections as a user may have, whatever is answered."""
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, 5, source_address=(HOSTILE, 0))))
+            for _ in range(CROWD)
+        ]
+        while True:
+            for connection in connections:
+                connection.request(method, path, body)
+            for connection in connections:
+                connection.getresponse().read()
+                yield 1
+
+
+def bodies(port: int) -> Iterator[int]:
+    """Chunks of one byte, as the body of a request for a stream, which has none."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5, source_address=(HOSTILE, 0))
+    with closing(connection):
+        connection.request("POST", "/v1/sessions")
+        session_id = json.loads(connection.getresponse().read())["session"]["id"]
+    head = f"GET /v1/sessions/{session_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), 5, (HOSTILE, 0)) as chunks:
+        chunks.sendall(head.encode())
+        while True:
+            chunks.sendall(CHUNK * (BLOCK_BYTES // len(CHUNK)))
+            yield BLOCK_BYTES // len(CHUNK)
+
+
+def pipelined(port: int) -> Iterator[int]:
+    """Requests over one connection that do not wait for answers."""
+    with socket.create_connection(("127.0.0.1", port), 5, (HOSTILE, 0)) as requests:
+        while True:
+            requests.sendall(ALIVE * PIPELINED)
+            if not requests.recv(BLOCK_BYTES):
+                return
+            yield PIPELINED
+
+
 def connects(port: int) -> Iterator[int]:
     """Connections that come and go."""
     with Client(port, PATH, HOSTILE):
@@ -116,6 +182,10 @@ FLOODS: dict[str, Callable[[int], Iterator[int]]] = {
     "prompts": prompts,
     "tasks": tasks,
     "connects": connects,
+    "reads": reads,
+    "oneshots": oneshots,
+    "bodies": bodies,
+    "pipelined": pipelined,
 }
 WAYS = ("none", *FLOODS)
 

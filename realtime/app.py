@@ -135,7 +135,7 @@ def _site(settings: Settings, parts: Parts) -> _Site:
         parts=parts,
         connections=connections,
         revocations=revocations,
-        door=Door(parts.verifier, revocations, parts.audit),
+        door=Door(parts.verifier, revocations, parts.audit, admission),
         admission=admission,
         limits=limits,
         engine=_engine(settings, parts, admission, revocations, limits),

@@ -111,6 +111,7 @@ class Engine:
         `AuthenticationError` where their token counts no more for it."""
         async with self.hub.use(session_id) as live:
             self.check_may_see(live, principal)
+            await self.store.use(session_id)  # not before: a stranger does not keep it
             yield live
 
     def check_may_see(self, live: LiveSession, principal: Principal) -> None:

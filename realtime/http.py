@@ -23,6 +23,7 @@ STREAM_HEADERS: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 """What comes with server-sent events: nobody on the way is to keep them, not even for a moment."""
+JSON_HEADERS: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 _SEPARATORS = {"\u0085".encode(): rb"\u0085", "\u2028".encode(): rb"\u2028", "\u2029".encode(): rb"\u2029"}
 
 
@@ -55,7 +56,7 @@ def error_body(error: RealtimeError) -> bytes:
 
 def error_headers(error: RealtimeError) -> Headers:
     """What an error answer carries beside its body."""
-    headers: Headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    headers = [*JSON_HEADERS]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.status in {429, 503}:
@@ -85,8 +86,7 @@ def one_line(value: Any) -> bytes:
 
 async def send_json(send: Send, value: Any, *, status: int = 200, headers: Headers | None = None) -> None:
     """Answer with a value as JSON, and with `headers` beside the usual ones."""
-    usual = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-    await send_answer(send, status, [*usual, *(headers or ())], msgspec.json.encode(value))
+    await send_answer(send, status, [*JSON_HEADERS, *(headers or ())], msgspec.json.encode(value))
 
 
 async def send_nothing(send: Send, *, headers: Headers | None = None) -> None:

@@ -7,7 +7,7 @@ readers here; what a response of this process says is shown first and stored by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from msgspec.structs import replace
@@ -48,6 +48,7 @@ from realtime.viewers import Audience
 
 UNBEGUN = Head(0, finished=False)
 """Where a channel stands that nothing was appended to yet."""
+ENTRIES_A_TURN = 500
 RETRY_S = 0.5
 """How long to wait before the store is asked again that did not answer."""
 
@@ -379,6 +380,7 @@ class LiveSession:
         log = ChannelLog()
         while found := await self.store.read(self.id, channel, log.head, MAX_FRAME_CHARS):
             log.extend(found)
+            await asyncio.sleep(0)  # a store in this process lets nobody else have a turn
         return log
 
     async def _catch_up(self, channel: str, head: Head) -> None:
@@ -401,7 +403,7 @@ class LiveSession:
 
     async def _fold(self, snapshot: Snapshot) -> None:
         state = self.state = SessionState(snapshot.session)
-        for entry in await self.entries(SESSION_CHANNEL):
+        async for entry in in_turns(await self.entries(SESSION_CHANNEL)):
             assert not isinstance(entry, Deltas)
             state.apply(entry)
             state.position += 1
@@ -428,6 +430,14 @@ class LiveSession:
             return
         task.running = head.position > 0
         self.views[task.id] = View(head.position)
+
+
+async def in_turns(entries: Iterable[Entry]) -> AsyncIterator[Entry]:
+    """The same, and now and then a turn for others: what is done with all that a session may hold takes a while."""
+    for count, entry in enumerate(entries, 1):
+        yield entry
+        if not count % ENTRIES_A_TURN:
+            await asyncio.sleep(0)
 
 
 def _nothing() -> None:

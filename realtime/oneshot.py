@@ -30,6 +30,8 @@ from realtime.session import Limits
 
 STREAM = Action("oneshot.stream", ONESHOT)
 COMPLETE = Action("oneshot.complete", ONESHOT)
+MAX_MESSAGES = 2000
+"""Each costs the event loop microseconds, however short it is."""
 
 
 class _ReaderStalledError(Exception):
@@ -47,7 +49,7 @@ class OneShot(Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of a one-shot request: `prompt` or `messages`."""
 
     prompt: str | None = None
-    messages: Annotated[list[OneShotMessage], Meta(min_length=1)] | None = None
+    messages: Annotated[list[OneShotMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
     model: str | None = None
     max_tokens: Tokens | None = None
     instructions: str | None = None
@@ -133,10 +135,12 @@ class OneShots:
         send: Send,
     ) -> None:
         """Answer what the body asks for, by `tell`. Raises the `RealtimeError` that refuses it."""
-        request = self._request(await read_body(receive, self._max_body_bytes))
         self._check_open()
+        limit = await self._admission.asked(access.principal)
+        access.limits = [limit]
+        request = self._request(await read_body(receive, self._max_body_bytes))
         most = request.most_tokens(self._model.context_tokens)
-        admitted = await self._admission.oneshot(access.principal, most)
+        admitted = await self._admission.paid(limit, access.principal, most)
         access.limits = admitted.limits
         turn = _Turn(Call(request, self._model, admitted.purse), access.principal)
         try:

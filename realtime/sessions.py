@@ -15,11 +15,11 @@ from realtime.connections import Connections
 from realtime.decoding import decode, invalid
 from realtime.engine import Engine
 from realtime.errors import InvalidRequest, session_not_found
-from realtime.http import location_of, read_body, send_json, send_nothing
+from realtime.http import JSON_HEADERS, location_of, read_body, send_answer, send_json, send_nothing
 from realtime.observe import logs
 from realtime.opening import read_stream_opening
 from realtime.protocol import JSON, AuthRefresh, Command, Overrides, Ping, is_task_id, new_id
-from realtime.snapshot import take_snapshot
+from realtime.snapshot import encode_whole, take_snapshot
 from realtime.sse import EventStream
 
 MAX_KEY_CHARS = 64
@@ -80,8 +80,10 @@ class Sessions:
 
     async def _show(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
         async with self._engine.use(session_id_in(scope), access.principal) as live:
-            snapshot = await take_snapshot(live, self._engine.describe)
-        await send_json(send, snapshot)
+            stored = await live.store.load(live.id)
+            await self._admission.read(access.principal, stored.size_bytes)
+            body = await encode_whole(await take_snapshot(live, self._engine.describe))
+        await send_answer(send, 200, JSON_HEADERS, body)
 
     async def _erase(self, access: Access, scope: Scope, _receive: Receive, send: Send) -> None:
         session_id = session_id_in(scope)
@@ -93,7 +95,6 @@ class Sessions:
     async def _command(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         """Once its body is here a command is carried out, whether or not the client waits for the answer."""
         self._connections.check_open()
-        await self._admission.posted(access.principal)
         command = _command_in(await read_body(receive, self._max_message_bytes))
         access.action = tag_of(command)
         access.concerns(command)
@@ -138,9 +139,12 @@ def _overrides(body: bytes) -> Overrides:
 
 def _idempotency_key(scope: Scope) -> str | None:
     """What the client or its proxy calls the request: the same for each instance that is tried, so that one of them
-    carries it out."""
+    carries it out. Raises `InvalidRequest` for one that is too long."""
     key = dict(scope["headers"]).get(b"idempotency-key", b"").decode("latin-1")
-    return key if 0 < len(key) <= MAX_KEY_CHARS else None
+    if len(key) > MAX_KEY_CHARS:
+        most = f"An Idempotency-Key may have at most {MAX_KEY_CHARS} characters."
+        raise InvalidRequest("invalid_message", most, param="Idempotency-Key")
+    return key or None
 
 
 def _command_in(body: bytes) -> Command:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from realtime.live import LiveSession
+from realtime.live import LiveSession, in_turns
 from realtime.log import Deltas, Entry, length
 from realtime.protocol import (
     SESSION_CHANNEL,
@@ -30,6 +32,9 @@ from realtime.protocol import (
     Usage,
 )
 from realtime.tasks.record import TaskSnapshot, read_record
+
+BYTES_A_TURN = 256 * 1024
+_JSON = msgspec.json.Encoder()
 
 
 class ResponseSnapshot(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -66,7 +71,7 @@ async def take_snapshot(live: LiveSession, describe: Callable[[LiveSession], Ses
     its position says how far it was read.
     """
     fold = _Fold(describe(live))
-    for entry in await live.entries(SESSION_CHANNEL):
+    async for entry in in_turns(await live.entries(SESSION_CHANNEL)):
         fold.apply(entry)
     responses = []
     for response in fold.responses:
@@ -83,6 +88,28 @@ async def take_snapshot(live: LiveSession, describe: Callable[[LiveSession], Ses
     return SessionSnapshot(
         session=fold.session, positions=fold.positions, items=fold.items, responses=responses, tasks=tasks
     )
+
+
+async def encode_whole(snapshot: SessionSnapshot) -> bytes:
+    """The snapshot as JSON. Others have their turn meanwhile: it may be as long as all that a session may hold."""
+    body, turn_at = bytearray(), BYTES_A_TURN
+    for name in snapshot.__struct_fields__:
+        body += b"," if body else b"{"
+        body += b'"%b":' % name.encode()
+        value = getattr(snapshot, name)
+        if not isinstance(value, list):
+            _JSON.encode_into(value, body, -1)
+            continue
+        body += b"["
+        for index, element in enumerate(value):
+            if index:
+                body += b","
+            _JSON.encode_into(element, body, -1)
+            if len(body) > turn_at:
+                await asyncio.sleep(0)
+                turn_at = len(body) + BYTES_A_TURN
+        body += b"]"
+    return bytes(body + b"}")
 
 
 class _Fold:

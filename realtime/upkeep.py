@@ -126,7 +126,7 @@ async def use_all(store: Store, sessions: Iterable[LiveSession], note: Callable[
 
 async def _use(store: Store, live: LiveSession, note: Callable[[Exception], None]) -> None:
     try:
-        await store.load(live.id)
+        await store.use(live.id)
     except NotFound:
         live.look_at(None)
     except Exception as error:  # one session's trouble is not another's

@@ -70,6 +70,7 @@ class RealtimeSocket:
         """Find out who it is; returns the error that refuses them."""
         try:
             access.principal = await self._door.identify(scope)
+            await self._admission.request(access.principal)
             check_scope(access.principal, SESSION)
             if opening.session_id is None:
                 check_no_guest(access.principal)

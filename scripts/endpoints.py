@@ -15,7 +15,7 @@ from realtime.oneshot import Completion, OneShot
 from realtime.opening import MAX_DELTA_INTERVAL_MS
 from realtime.protocol import Command, Overrides, Session
 from realtime.responders.demo import demo
-from realtime.sessions import Accepted
+from realtime.sessions import MAX_KEY_CHARS, Accepted
 from realtime.settings import Settings
 from realtime.snapshot import SessionSnapshot
 from realtime.tasks.analyse import Sources
@@ -101,7 +101,7 @@ STREAM = (
         "schema": {"type": "integer", "minimum": 0, "maximum": MAX_DELTA_INTERVAL_MS, "default": 0},
     },
 )
-KEY: tuple[Json, ...] = ({"name": "Idempotency-Key", "in": "header", "schema": TEXT},)
+KEY: tuple[Json, ...] = ({"name": "Idempotency-Key", "in": "header", "schema": {**TEXT, "maxLength": MAX_KEY_CHARS}},)
 PREFER: tuple[Json, ...] = ({"name": "Prefer", "in": "header", "schema": {"const": "respond-async"}},)
 
 _SESSION = "/v1/sessions/{session_id}"

@@ -443,6 +443,7 @@ def test_limits_agree() -> None:
         "responses and one-shot calls of a user at once": defaults.max_responses_per_user,
         "tasks of a user that run or wait": defaults.max_tasks_per_user,
         "a one-shot body": defaults.max_body_bytes,
+        "messages of a one-shot": oneshot.MAX_MESSAGES,
         "the time for a body": int(http.BODY_TIMEOUT_S),
     }
     rows = table(PROTOCOL, "Limits", "what")

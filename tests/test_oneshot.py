@@ -195,6 +195,11 @@ REFUSED: dict[str, tuple[bytes, str, str | None]] = {
     "neither": (b"{}", "invalid_message", "prompt"),
     "both": (b'{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}', "invalid_message", "prompt"),
     "no messages": (b'{"messages": []}', "invalid_message", "messages"),
+    "too many messages": (
+        json.dumps({"messages": [{"role": "user", "content": "x"}] * 2001}).encode(),
+        "invalid_message",
+        "messages",
+    ),
     "unknown role": (b'{"messages": [{"role": "tool", "content": "x"}]}', "invalid_message", "messages[0].role"),
     "unknown field": (b'{"prompt": "x", "temperature": 1}', "unknown_field", "temperature"),
     "no tokens": (b'{"prompt": "x", "max_tokens": 0}', "invalid_message", "max_tokens"),
@@ -248,6 +253,22 @@ async def test_body_has_a_deadline(models: ModelServer, path: str) -> None:
             assert head.startswith(b"HTTP/1.1 400 ")
             assert b'"code":"body_timeout"' in await reader.readuntil(b"}}")
             await hang_up(writer)
+    assert models.received == []
+
+
+@BOTH
+async def test_call_beyond_the_rate_is_refused_unread(models: ModelServer, path: str) -> None:
+    """Its body may be as long as it likes and hold what it likes: nothing of it is looked at. What was looked at has
+    counted, and says so."""
+    async with running_server(anthropic_at(models), rate_oneshots="1/day") as server:
+        reader, writer = await raw_post(server, path, b"nonsense")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b'ratelimit: "oneshots";r=0;' in head.lower()
+        await hang_up(writer)
+        reader, writer = await raw_post(server, path, b'{"prompt":', length=1_000_000)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 429 ")
+        await hang_up(writer)
     assert models.received == []
 
 

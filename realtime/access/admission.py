@@ -23,6 +23,8 @@ from realtime.protocol import Bill, RateLimit
 
 FULL_WAIT_MS = 1000
 """When who has too many connections may try again."""
+READ_BYTES = 64 * 1024
+"""Half of a rate is the most that one read counts: who makes few requests may read all there is."""
 
 
 class Most(Struct, frozen=True, kw_only=True):
@@ -112,7 +114,7 @@ class Admission:
         self._most = most
         self._rates = rates
         self._keeper = keeper
-        self._posts = MemoryRates()
+        self._requests = MemoryRates()
 
     def ticket(self, principal: Principal) -> Ticket:
         """For a command of the principal's."""
@@ -122,9 +124,17 @@ class Admission:
         """How many messages a new connection may send."""
         return Allowance(self._most.messages)
 
-    async def posted(self, principal: Principal) -> None:
-        """A message that came over HTTP: so many may come of one payer, to this process. Raises `RateLimited`."""
-        taken = await self._posts.take("messages", principal.payer, self._most.messages)
+    async def request(self, principal: Principal) -> None:
+        """A request over HTTP, or an upgrade: as many may come of one payer to this process as messages may over one
+        connection. Raises `RateLimited`."""
+        await self._count(principal, 1)
+
+    async def read(self, principal: Principal, size_bytes: int) -> None:
+        """What is about to be read at once: it counts as a request for each `READ_BYTES`. Raises `RateLimited`."""
+        await self._count(principal, min(size_bytes // READ_BYTES, self._most.messages.limit // 2))
+
+    async def _count(self, principal: Principal, cost: int) -> None:
+        taken = await self._requests.take("messages", principal.payer, self._most.messages, cost)
         if not taken.allowed:
             raise _too_often("messages", taken)
 
@@ -161,29 +171,20 @@ class Admission:
         `StoreError`, and what `tokens` raises."""
         limit = await self._take("responses", self._most.responses, principal.payer)
         most = await tokens() if self.till.budgets else 0
-        return await self._paid(limit, principal, most, session_id, ending)
+        return await self.paid(limit, principal, most, session_id, ending)
+
+    async def asked(self, principal: Principal) -> RateLimit:
+        """A one-shot call is asked for: before anything is done for it. Raises `RateLimited` and `StoreError`."""
+        return await self._take("oneshots", self._most.oneshots, principal.payer)
 
     async def oneshot(self, principal: Principal, tokens: int) -> Admitted:
-        """A one-shot call that may use `tokens`. Raises as above."""
-        limit = await self._take("oneshots", self._most.oneshots, principal.payer)
-        return await self._paid(limit, principal, tokens)
+        """Both in one, where it is known before what it may use. Raises as `asked` and `paid`."""
+        return await self.paid(await self.asked(principal), principal, tokens)
 
-    async def task(self, payer: str, take_place: Callable[[], Awaitable[None]]) -> RateLimit:
-        """A task, which has a place if `take_place` does not refuse it; what it costs its model calls pay. Raises
-        `RateLimited` and `StoreError`. Where there is no place nothing counts against the rate."""
-        limit = await self._take("tasks", self._most.tasks, payer)
-        try:
-            await take_place()
-        except RateLimited as error:
-            error.limits = [limit]
-            with suppress(StoreError):  # it is refused anyway
-                error.limits = [await self._give_back("tasks", self._most.tasks, payer)]
-            raise
-        return limit
-
-    async def _paid(
+    async def paid(
         self, limit: RateLimit, principal: Principal, tokens: int, session_id: str | None = None, ending: int = 0
     ) -> Admitted:
+        """What was asked for within its `limit` may use `tokens`. Raises `RateLimited`, `BudgetError`, `StoreError`."""
         bill = self.till.bill(principal.payer, tokens, tasks=TASK in principal.scopes and principal.session_id is None)
         try:
             purse = await self.till.open(bill, session_id=session_id, ending=ending)
@@ -198,6 +199,19 @@ class Admission:
             purse.settle(None)
             raise
         return Admitted(bill, purse, _with(limit, left))
+
+    async def task(self, payer: str, take_place: Callable[[], Awaitable[None]]) -> RateLimit:
+        """A task, which has a place if `take_place` does not refuse it; what it costs its model calls pay. Raises
+        `RateLimited` and `StoreError`. Where there is no place nothing counts against the rate."""
+        limit = await self._take("tasks", self._most.tasks, payer)
+        try:
+            await take_place()
+        except RateLimited as error:
+            error.limits = [limit]
+            with suppress(StoreError):  # it is refused anyway
+                error.limits = [await self._give_back("tasks", self._most.tasks, payer)]
+            raise
+        return limit
 
     async def _take(self, name: str, rate: Rate, payer: str) -> RateLimit:
         taken = await self._rates.take(name, payer, rate)

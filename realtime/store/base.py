@@ -174,7 +174,7 @@ class Store(Protocol):
     Cancelling a call leaves its effect either whole or absent.
 
     A session expires when it has not been used for its time to live. A use moves its end only if that is worth a
-    twentieth of this time, and never back.
+    twentieth of this time, and never back. To read is no use: whether somebody may see a session is known only then.
     """
 
     shared: bool
@@ -185,7 +185,10 @@ class Store(Protocol):
         `expires_at` is not kept: the store knows better."""
 
     async def load(self, session_id: str) -> Snapshot:
-        """What is known of a session; counts as use of it."""
+        """What is known of a session."""
+
+    async def use(self, session_id: str) -> None:
+        """Say that a session is in use, by somebody who may use it."""
 
     async def append(
         self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
@@ -221,7 +224,8 @@ class Store(Protocol):
         before they return. So who shows what it says by itself must not follow it."""
 
     async def join(self, session_id: str, viewer: Viewer) -> None:
-        """Say that a connection looks at the session; watchers are told. Nothing happens if it does already."""
+        """Say that a connection looks at the session; watchers are told. Nothing happens if it does already, but that
+        it counts as use."""
 
     async def leave(self, session_id: str, connection_id: str, floor_s: float) -> None:
         """Say that a connection is gone; watchers are told. Nothing happens if it never joined."""

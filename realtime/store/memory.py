@@ -141,9 +141,12 @@ class MemoryStore:
         stored.keep(self._clock())
 
     async def load(self, session_id: str) -> Snapshot:
-        stored = self._use(session_id)
+        stored = self._find(session_id)
         heads = {name: Head(log.head, stored.has_ended(name)) for name, log in stored.channels.items()}
         return Snapshot(stored.session, stored.deadline - self._clock(), stored.size, heads, stored.audience)
+
+    async def use(self, session_id: str) -> None:
+        self._use(session_id)
 
     async def append(
         self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0
@@ -164,7 +167,7 @@ class MemoryStore:
         return log.entries(after, max_chars) if log else []
 
     async def find_command(self, session_id: str, user: str, event_id: str) -> CommandRecord | None:
-        commands = self._use(session_id).commands
+        commands = self._find(session_id).commands
         return commands.get((user, event_id)) if commands else None
 
     async def watch(self, session_id: str, listener: Listener) -> Unwatch:
@@ -183,7 +186,7 @@ class MemoryStore:
             self._tell(session_id, ViewerJoined(viewer))
 
     async def leave(self, session_id: str, connection_id: str, floor_s: float) -> None:
-        stored = self._use(session_id)
+        stored = self._find(session_id)
         viewer = stored.viewers.pop(connection_id, None)
         if viewer is not None:
             stored.audience += 1

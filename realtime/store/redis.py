@@ -44,7 +44,7 @@ from realtime.store.base import (
 )
 from realtime.store.redis_bus import Bus
 from realtime.store.redis_calls import Calls, Command, Replies, checked, end_tasks, unavailable
-from realtime.store.redis_scripts import APPEND, CREATE, ERASE, JOIN, LEAVE, LOAD, OVERDUE, TRACK, UNTRACK
+from realtime.store.redis_scripts import APPEND, CREATE, ERASE, JOIN, LEAVE, LOAD, OVERDUE, TRACK, UNTRACK, USE
 from realtime.store.redis_values import Values
 from realtime.store.sealing import Clear, Sealer
 
@@ -109,6 +109,10 @@ class RedisStore:
             heads={channel: Head(abs(position), position < 0) for channel, position in positions.items()},
             audience=int(fields[b"audience"]),
         )
+
+    async def use(self, session_id: str) -> None:
+        if not await self._calls.run(USE, _meta(session_id)):
+            raise self._unknown(session_id)
 
     async def append(
         self, session_id: str, writes: Sequence[Write], command: CommandRecord | None = None, *, keep_s: float = 0.0

@@ -128,11 +128,16 @@ return 1
 """ARGV: time to live, the session."""
 
 LOAD = _script("""
-local deadline = use(0)
+local deadline = tonumber(redis.call('HGET', meta, 'deadline'))
 if not deadline then return false end
 return {string.format('%.0f', deadline - after(0)), redis.call('HGETALL', meta)}
 """)
 """Returns the milliseconds that are left, and `meta`; nil for an unknown session."""
+
+USE = _script("""
+return use(0) and 1 or 0
+""")
+"""Returns whether there is such a session."""
 
 APPEND = _script("""
 local origin, keep, most, free = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'

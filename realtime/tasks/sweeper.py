@@ -72,7 +72,10 @@ class Sweeper:
         """Those of a session's tasks that are on record, without an end. If any is on record, the session is kept."""
         try:
             recorded = await read_recorded(self._store, session_id, tasks)
-            heads = (await self._store.load(session_id)).heads if recorded else {}
+            if not recorded:
+                return recorded
+            await self._store.use(session_id)
+            heads = (await self._store.load(session_id)).heads
         except (NotFound, StoreUnreadable):  # nobody can do anything for them
             return set()
         return {task for task in recorded if not ((head := heads.get(task.task_id)) and head.finished)}

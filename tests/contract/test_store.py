@@ -226,7 +226,7 @@ async def test_a_new_session_has_an_empty_channel_of_its_own(store: Store) -> No
 
 
 async def test_load_tells_how_long_the_session_lives(store: Store) -> None:
-    """`expires_in_s` is about the whole time, because loading is a use."""
+    """`expires_in_s` is about the whole time of a session that was just made."""
     assert TTL_S * 0.95 - 1 <= (await store.load(SESSION)).expires_in_s <= TTL_S
 
 
@@ -914,13 +914,14 @@ async def test_standings_of_many(store: Store) -> None:
 
 Use = Callable[[Store, str], Coroutine[Any, Any, Any]]
 USES: dict[str, Use] = {
-    "load": lambda store, name: store.load(name),
+    "use": lambda store, name: store.use(name),
     "append": lambda store, name: store.append(name, DELTA),
     "append_all": lambda store, name: store.append_all([Batch(name, DELTA)]),
     "join": lambda store, name: store.join(name, viewer("conn_1")),
 }
 CALLS: dict[str, Use] = {
     **{name: use for name, use in USES.items() if name != "append_all"},
+    "load": lambda store, name: store.load(name),
     "read": lambda store, name: store.read(name, SESSION_CHANNEL, 0, ALL),
     "find_command": lambda store, name: store.find_command(name, "ann", "e1"),
     "leave": lambda store, name: store.leave(name, "conn_1", 0.0),
@@ -960,20 +961,28 @@ async def test_use_moves_expiry(subject: Subject, name: str) -> None:
     assert await subject.store.read(SESSION, "resp_9", 0, ALL) == []
 
 
-async def test_a_read_is_no_use(subject: Subject) -> None:
-    """Nobody keeps a session by looking whether something is in it."""
-    await subject.advance(TTL_S / 2 + 1)
-    await subject.store.read(SESSION, SESSION_CHANNEL, 0, ALL)
-    await subject.advance(TTL_S / 2 + 1)
-    with pytest.raises(NotFound):
-        await subject.store.read(SESSION, SESSION_CHANNEL, 0, ALL)
+READS: dict[str, Use] = {
+    **{name: call for name, call in CALLS.items() if name not in {*USES, "erase"}},
+    "watch": lambda store, name: store.watch(name, lambda _: None),
+    "standings": lambda store, name: store.standings([name]),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_reading_does_not_move_expiry(subject: Subject, name: str) -> None:
+    """It is done before it is known whether somebody may see the session at all."""
+    for _ in range(3):
+        await subject.advance(TTL_S * 0.3)
+        await READS[name](subject.store, SESSION)
+    await subject.advance(TTL_S * 0.1 + 1)
+    assert await subject.store.standings([SESSION]) == [None]
 
 
 async def test_sessions_expire_one_by_one(subject: Subject) -> None:
     """The use of one session does not keep another."""
     await subject.store.create(session("sess_2"))
     await subject.advance(TTL_S - MARGIN_S)
-    await subject.store.load("sess_2")
+    await subject.store.use("sess_2")
     await subject.advance(MARGIN_S + 1)
     with pytest.raises(NotFound):
         await subject.store.load(SESSION)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from realtime.store.memory import MemoryStore
 from tests.end_to_end import PATIENCE_S, Model, Turn, dialled
 from tests.support.client import Client, attached
 from tests.support.event_stream import http_client
@@ -303,6 +305,74 @@ async def test_what_has_expired_looks_like_what_never_was() -> None:
                 nowhere = await http.get(f"/v1/sessions/sess_nowhere{path}", headers=bearer(who))
                 assert told(there) == told(nowhere)
                 assert there.status_code == 404
+
+
+class Ageing(NamedTuple):
+    """A server, the path of a session of Ann's that lives for 100 s, what says how old it is, whether it is there."""
+
+    http: httpx.AsyncClient
+    session: str
+    grow: Callable[[float], None]
+    is_there: Callable[[], Awaitable[bool]]
+
+
+@asynccontextmanager
+async def ageing() -> AsyncIterator[Ageing]:
+    age_s = 0.0
+
+    def grow(to_s: float) -> None:
+        nonlocal age_s
+        age_s = to_s
+
+    async def is_there() -> bool:
+        return await store.standings([session_id]) != [None]
+
+    async with running_server(Model(), auth_secret=SECRET, session_ttl_s=100) as server:
+        store = server.engine.store
+        assert isinstance(store, MemoryStore)
+        store._clock = lambda: time.monotonic() + age_s
+        async with http_client(base_url=server.url) as http:
+            made = await http.post("/v1/sessions", headers=bearer("ann"))
+            session_id = made.json()["session"]["id"]
+            yield Ageing(http, made.headers["location"], grow, is_there)
+
+
+@pytest.mark.parametrize(("who", "status"), [("bob", 404), ("ann", 401)])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "", ""),
+        ("GET", "/events", ""),
+        ("POST", "/events", '{"type": "session.close"}'),
+        ("GET", "/tasks/t", ""),
+        ("DELETE", "", ""),
+    ],
+)
+async def test_nobody_keeps_a_session_who_may_not_use_it(
+    who: str, status: int, method: str, path: str, body: str
+) -> None:
+    """However often others ask for it, or an owner whose tokens for it were taken back: its time runs out."""
+    async with ageing() as (http, session, grow, is_there):
+        revoked = {"session_id": session.rpartition("/")[2]}
+        if who == "ann":
+            await http.post("/v1/admin/revoke", json=revoked, headers=bearer("root", scope="admin"))
+        for age_s in (40, 80):
+            grow(age_s)
+            answer = await http.request(method, session + path, content=body, headers=bearer(who))
+            assert answer.status_code == status, answer.text
+        grow(101)
+        assert not await is_there()
+
+
+async def test_who_may_see_a_session_keeps_it() -> None:
+    """Its owner, and a guest."""
+    async with ageing() as (http, session, grow, is_there):
+        for age_s, user in ((80, "ann"), (160, "gus")):
+            grow(age_s)
+            shown = bearer(user, session_id=session.rpartition("/")[2])
+            assert (await http.get(session, headers=shown)).status_code == 200
+        grow(240)
+        assert await is_there()
 
 
 @pytest.mark.parametrize("position", ["session:1", ""])

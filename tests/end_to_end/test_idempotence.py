@@ -10,6 +10,7 @@ import pytest
 
 from tests.end_to_end import Model, echo, events_of, refused, settled
 from tests.support.client import attached
+from tests.support.event_stream import http_client
 from tests.support.server import running_server
 
 COMMANDS: list[tuple[str, str, dict[str, Any]]] = [
@@ -158,6 +159,22 @@ async def test_commands_without_an_id_are_carried_out_each_time() -> None:
             await client.send("conversation.item.create", item={"role": "user", "content": "x"})
         await settled(client)
         assert len(client.transcript.items) == 3
+
+
+async def test_name_of_a_request_is_its_command_s_id() -> None:
+    """Where that has none. One that is too long to be an id is refused: without one, each copy would be carried out."""
+    async with running_server(echo) as server, attached(server) as client, http_client(base_url=server.url) as http:
+        url = f"/v1/sessions/{client.session_id}/events"
+        said = {"type": "conversation.item.create", "item": {"role": "user", "content": "hi"}}
+        for key, answers in (("k" * 64, [(202, False), (202, True)]), ("k" * 65, [(400, False)] * 2)):
+            for expected in answers:
+                answer = await http.post(url, json=said, headers={"Idempotency-Key": key})
+                assert (answer.status_code, answer.json().get("duplicate", False)) == expected
+                assert answer.status_code == 202 or answer.json()["error"]["param"] == "Idempotency-Key"
+        named = await http.post(url, json={**said, "event_id": "mine"}, headers={"Idempotency-Key": "k" * 65})
+        assert named.json()["event_id"] == "mine"
+        items = (await http.get(f"/v1/sessions/{client.session_id}")).json()["items"]
+        assert len(items) == 2
 
 
 async def test_newest_thousand_ids_are_kept() -> None:

@@ -20,10 +20,12 @@ from websockets.exceptions import ConnectionClosed
 
 from realtime.connection import MAX_REFUSED
 from realtime.http_transport import MAX_HEAD_BYTES
+from realtime.protocol import SESSION_CHANNEL, Item, ItemCreated
 from realtime.settings import Settings
+from realtime.store.base import Write
 from realtime.transport import MAX_LATE, PINGS, SLICE_BYTES, StallProofProtocol
 from tests.access.signing import SECRET, token
-from tests.end_to_end import PATIENCE_S, Model, echo
+from tests.end_to_end import PATIENCE_S, Model, dialled, echo
 from tests.faults.test_frames import CLOSE, PING, PONG, TEXT, RawSocket, frame, message, raw
 from tests.support.client import attached
 from tests.support.memory import resident_bytes
@@ -50,10 +52,11 @@ BEARER = f"Authorization: Bearer {token(sub='flooder', exp=2**32)}\r\n"
 
 
 @asynccontextmanager
-async def flooded() -> AsyncIterator[RunningServer]:
-    """A server with the limits that it is shipped with, in which somebody else gets an answer token by token."""
+async def flooded(**limits: Any) -> AsyncIterator[RunningServer]:
+    """A server with the limits that it is shipped with, but for those given, in which somebody else gets an answer
+    token by token."""
     model = Model()
-    async with running_server(model, auth_secret=SECRET, **LIMITS) as server:
+    async with running_server(model, auth_secret=SECRET, **{**LIMITS, **limits}) as server:
         async with attached(server, bearer=token(sub="other", exp=2**32)) as other:
             response_id = await other.respond()
             turn = await model.turn()
@@ -218,17 +221,91 @@ async def test_a_head_without_an_end_is_cut_off() -> None:
             writer.close()
 
 
-async def test_messages_over_http_have_the_rate_of_a_connection() -> None:
-    """Of each user, over however many connections."""
-    async with running_server(echo, auth_secret=SECRET, rate_messages="3/hour") as server:
+@asynccontextmanager
+async def tcp(server: RunningServer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection on which anything may be written."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_body_that_nobody_wants_holds_up_nobody() -> None:
+    """A stream is asked for with a body in chunks of one byte, for as long as it is taken."""
+    async with flooded() as server, attached(server, bearer=token(sub="flooder", exp=2**32)) as client:
+        path = f"/v1/sessions/{client.session_id}/events"
+        head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{BEARER}Transfer-Encoding: chunked\r\n\r\n"
+        async with tcp(server) as (_, writer):
+            writer.write(head.encode())
+            await pour_into(writer, b"1\r\nx\r\n" * 1000)
+        await client.send("ping")
+        await client.until("pong")
+
+
+async def test_requests_that_wait_for_no_answer_hold_up_nobody() -> None:
+    """Whether or not the answers are read."""
+    alive = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000
+    for reads in (True, False):
+        async with flooded() as server, tcp(server) as (reader, writer):
+            reading = asyncio.create_task(read_all(reader)) if reads else None
+            await pour_into(writer, alive)
+            if reading is not None:
+                reading.cancel()
+            async with tcp(server) as (others, asking):
+                asking.write(alive[: len(alive) // 1000])
+                async with asyncio.timeout(PATIENCE_S):
+                    assert (await others.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def read_all(reader: asyncio.StreamReader) -> None:
+    """Read, and keep nothing."""
+    with suppress(ConnectionError):
+        while await reader.read(65536):
+            pass
+
+
+async def pour_into(writer: asyncio.StreamWriter, block: bytes) -> None:
+    """Send a block over and over, until that is enough, or it is cut off, or not taken any more."""
+    with suppress(ConnectionError, TimeoutError):
+        for _ in range(20):
+            async with asyncio.timeout(1.0):
+                writer.write(block)
+                await writer.drain()
+
+
+async def test_requests_over_http_have_the_rate_of_a_connection() -> None:
+    """Of each user, over however many connections, whatever is asked for, and upgrades, too."""
+    async with running_server(echo, auth_secret=SECRET, rate_messages="5/hour") as server:
         async with attached(server, bearer=token(sub="ann")) as client, httpx.AsyncClient(base_url=server.url) as http:
-            url = f"/v1/sessions/{client.session_id}/events"
+            url = f"/v1/sessions/{client.session_id}"
             headers = {"authorization": f"Bearer {token(sub='ann')}"}
             update = {"type": "session.update", "session": {}}
-            answers = [await http.post(url, json=update, headers=headers) for _ in range(4)]
-            assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
-            assert answers[3].json()["error"]["code"] == "rate_limited"
-            assert int(answers[3].headers["retry-after"]) > 0
+            posts = [(await http.post(f"{url}/events", json=update, headers=headers)).status_code for _ in range(2)]
+            assert posts == [202, 202]
+            paths = [url, f"{url}/tasks/t", "/v1/tasks/t/result"]
+            answers = [await http.get(path, headers=headers) for path in paths]
+            assert [answer.status_code for answer in answers] == [200, 404, 429]
+            assert answers[2].json()["error"]["code"] == "rate_limited"
+            assert int(answers[2].headers["retry-after"]) > 0
+            async with dialled(server, subprotocols=("realtime.v1", f"bearer.{token(sub='ann')}")) as again:
+                assert json.loads(await again.recv())["error"]["code"] == "rate_limited"
+            assert (await http.post("/v1/sessions", headers={"authorization": f"Bearer {token(sub='bob')}"})).is_success
+
+
+async def test_a_large_session_is_read_less_often() -> None:
+    """A request for each 64 KiB, and no more than half of the rate: as large as a session may be, it can be read."""
+    for text_bytes, reads in ((1000, 8), (200_000, 2), (5_000_000, 1)):
+        async with running_server(echo, rate_messages="9/day") as server, httpx.AsyncClient() as http:
+            session = (await http.post(f"{server.url}/v1/sessions")).json()["session"]
+            said = ItemCreated(
+                item=Item(id="item_1", role="user", content="x" * text_bytes, user="ann", created_at="now")
+            )
+            await server.engine.store.append(session["id"], [Write(SESSION_CHANNEL, [said])])
+            url = f"{server.url}/v1/sessions/{session['id']}"
+            answers = [await http.get(url) for _ in range(reads + 1)]
+            assert [answer.status_code for answer in answers] == [200] * reads + [429]
+            assert answers[0].json()["items"][0]["content"] == "x" * text_bytes
 
 
 async def responses(server: RunningServer) -> Counter[str]:
@@ -313,7 +390,7 @@ Flood = Callable[[RunningServer], Awaitable[Counter[str]]]
         (sessions_with_responses, 10, {"rate_limited", "too_many_responses_at_once"}),
         (prompts, 30, {"rate_limited", "too_many_responses_at_once"}),
         (tasks, 30, {"rate_limited"}),
-        (connects, 20, {"too_many_connections"}),
+        (connects, 20, {"too_many_connections", "rate_limited"}),
     ],
 )
 async def test_what_costs_is_limited(flood: Flood, most: int, code: set[str]) -> None:
@@ -328,7 +405,7 @@ async def test_what_costs_is_limited(flood: Flood, most: int, code: set[str]) ->
 
 async def test_many_connects_one_after_the_other_leave_nothing() -> None:
     """A client that comes and goes again and again."""
-    async with flooded() as server:
+    async with flooded(rate_messages="1000/second") as server:
         for _ in range(200):
             async with raw(server, headers=BEARER):
                 pass

@@ -44,4 +44,6 @@ def open_connections() -> Connections:
 
 def open_door() -> Door:
     """A door where everybody is anonymous."""
-    return Door(None, Revocations(MemoryRegister(keep_s=60.0), lambda: None), Audit(hides_sessions=True))
+    return Door(
+        None, Revocations(MemoryRegister(keep_s=60.0), lambda: None), Audit(hides_sessions=True), open_admission()
+    )
