@@ -85,6 +85,28 @@ async def test_what_waits_is_joined_by_the_merge_rules() -> None:
     assert typed(taken[-1]) == Pong()
 
 
+async def test_what_waits_is_put_together_once() -> None:
+    """When it is taken: with each piece it would take the square of their number."""
+    queue = EventQueue()
+    text = Text("a")
+    for seq in range(1, 6):
+        queue.push({**delta(seq, ""), "delta": text})
+    assert Text.added == 0
+    queue.push({"type": "made.up.delta", "delta": {"of": "another kind"}})
+    queue.finish()
+    assert [event["delta"] async for event in _all(queue)] == ["aaaaa", {"of": "another kind"}]
+
+
+class Text(str):
+    """Counts how often one is added to another."""
+
+    added = 0
+
+    def __add__(self, other: str) -> str:
+        Text.added += 1
+        return Text(super().__add__(other))
+
+
 async def _all(queue: EventQueue) -> Any:
     while (event := await queue.take()) is not None:
         yield event
