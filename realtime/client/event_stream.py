@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -90,6 +91,9 @@ async def fetch(target: Target, url: str) -> bytes:
 
 
 def _http(target: Target) -> aiohttp.ClientSession:
+    """Raises `ValueError` where the proxy is none by HTTP."""
+    if target.proxy is not None and urlsplit(target.proxy).scheme not in {"http", "https"}:
+        raise ValueError("server-sent events can't take that proxy")
     return aiohttp.ClientSession(
         headers=target.headers, timeout=TIMEOUT, read_bufsize=LONGEST_LINE_BYTES, proxy=target.proxy
     )
@@ -101,7 +105,7 @@ def _failing_as_closed(target: Target) -> Iterator[None]:
         yield
     except (aiohttp.ClientError, OSError, ValueError) as error:  # a proxy that is none is a wrong value
         words = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
-        raise NotOpened(LOST, f"{words or type(error).__name__}{target.way}") from None
+        raise NotOpened(LOST, target.told(words or type(error).__name__)) from None
 
 
 async def _make_session(http: aiohttp.ClientSession, target: Target) -> str:

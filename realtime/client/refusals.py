@@ -60,8 +60,8 @@ def stranger(target: Target, status: int, headers: Iterable[tuple[str, str]]) ->
     known = {name.lower(): value for name, value in headers}
     if 300 <= status < 400:
         place = known.get("location", "")[:200]
-        return Closed(LOST, f"HTTP {status}, a redirect to {place!r}{target.way}")
-    return Closed(OVERLOADED, f"HTTP {status}{target.way}", retry_after_s=_seconds(known.get("retry-after", "")))
+        return Closed(LOST, target.told(f"HTTP {status}, a redirect to {place!r}"))
+    return Closed(OVERLOADED, target.told(f"HTTP {status}"), retry_after_s=_seconds(known.get("retry-after", "")))
 
 
 def _seconds(retry_after: str) -> int:

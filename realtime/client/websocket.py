@@ -78,11 +78,11 @@ async def _begin(wire: WebSocketWire, target: Target, until: float) -> None:
         async with asyncio.timeout_at(until):
             await wire.receive()
     except TimeoutError:
-        raise NotOpened(LOST, f"nothing came{target.way}") from None
+        raise NotOpened(LOST, target.told("nothing came")) from None
     except Closed as closed:
         if closed.code != LOST:
             raise
-        raise NotOpened(LOST, f"{closed.reason}{target.way}") from None
+        raise NotOpened(LOST, target.told(closed.reason)) from None
 
 
 class _Connect(connect):
@@ -107,7 +107,7 @@ async def _upgraded(target: Target) -> ClientConnection:
     except InvalidStatus as error:
         raise _refusal(error, target) from None
     except FAILURES as error:  # TimeoutError among them
-        raise NotOpened(LOST, f"{error}{target.way}") from None
+        raise NotOpened(LOST, target.told(str(error))) from None
 
 
 def _refusal(error: InvalidStatus, target: Target) -> Closed:

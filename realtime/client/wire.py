@@ -101,11 +101,14 @@ class Target(Struct, frozen=True, kw_only=True):
         proxy = None if proxy_bypass(parts.netloc.rpartition("@")[2]) else getproxies().get(parts.scheme)
         return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
-    @property
-    def way(self) -> str:
-        """What to add, for a person, to why it could not be reached: the proxy, without its password."""
-        scheme, _, place = (self.proxy or "").partition("://")
-        return f", by way of the proxy {scheme}://{place.rpartition('@')[2]}" if place else ""
+    def told(self, why: str) -> str:
+        """Why it could not be reached, for a person: with the proxy, and without its password."""
+        if self.proxy is None:
+            return why
+        scheme, _, place = self.proxy.partition("://")
+        user, _, host = place.rpartition("@")
+        seen = why.replace(f"{user}@", "") if user else why
+        return f"{seen}, by way of the proxy {scheme}://{host}"
 
     def _address(self, scheme: str, path: str) -> str:
         parts = urlsplit(self.url)

@@ -236,7 +236,8 @@ def test_the_environment_names_a_proxy(
         monkeypatch.setenv(name, value)
     target = Target(url=url, session_id=None, query={}, token=None)
     assert target.proxy == proxy
-    assert target.way == (", by way of the proxy http://p:1" if proxy else "")
+    told = target.told(f"{proxy} is away")
+    assert told == ("http://p:1 is away, by way of the proxy http://p:1" if proxy else "None is away")
 
 
 @pytest.mark.parametrize(
