@@ -45,7 +45,8 @@ export class RealtimeSession extends EventTarget {
     drop(reconnectInMs?: number): void;
     /**
      * Sends a command now, or after the reconnect, and is carried out once either way.
-     * Throws `QueueFull` where too many wait already, `MessageTooLarge`, and `SessionClosed`.
+     * Throws `QueueFull` where too many wait already, `MessageTooLarge`, and `SessionClosed`; `TypeError` where it has no
+     * `type`.
      * @param {ClientMessage} message
      * @returns {string} the command's `event_id`, which its effects name as `for_event_id`
      */
@@ -83,7 +84,7 @@ export class RealtimeSession extends EventTarget {
     createTask(name: string, input: any): TaskStream;
     /** Stops a task. @param {string} taskId */
     cancelTask(taskId: string): void;
-    /** Gets a result that is too large for an event. @param {string} resultUrl @returns {Promise<any>} */
+    /** Gets a result that is too large for an event. Throws `RealtimeError`. @param {string} resultUrl @returns {Promise<any>} */
     fetchResult(resultUrl: string): Promise<any>;
     /**
      * @template {keyof SessionEvents} Type

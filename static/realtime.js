@@ -14,6 +14,7 @@
 
 import { Connection } from "./realtime/connection.js";
 import { MessageTooLarge, QueueFull, RealtimeError, SessionClosed } from "./realtime/errors.js";
+import { fetched } from "./realtime/event_stream.js";
 import { Outbox } from "./realtime/outbox.js";
 import { SessionState } from "./realtime/state.js";
 import { EventQueue, ResponseStream, TaskStream } from "./realtime/stream.js";
@@ -169,12 +170,14 @@ export class RealtimeSession extends EventTarget {
 
   /**
    * Sends a command now, or after the reconnect, and is carried out once either way.
-   * Throws `QueueFull` where too many wait already, `MessageTooLarge`, and `SessionClosed`.
+   * Throws `QueueFull` where too many wait already, `MessageTooLarge`, and `SessionClosed`; `TypeError` where it has no
+   * `type`.
    * @param {ClientMessage} message
    * @returns {string} the command's `event_id`, which its effects name as `for_event_id`
    */
   send(message) {
     if (this.#closed) throw this.#closed;
+    if (typeof message.type !== "string") throw new TypeError("a message has a type, such as session.update");
     const command = { ...message, event_id: message.event_id ?? newId("evt") };
     this.#outbox.add(command);
     this.#connection.send(command);
@@ -245,15 +248,12 @@ export class RealtimeSession extends EventTarget {
     if (!task || this.positions.has(taskId)) this.send({ type: "task.cancel", task_id: taskId });
   }
 
-  /** Gets a result that is too large for an event. @param {string} resultUrl @returns {Promise<any>} */
+  /** Gets a result that is too large for an event. Throws `RealtimeError`. @param {string} resultUrl @returns {Promise<any>} */
   async fetchResult(resultUrl) {
     const token = await this.#connection.token();
     const { origin, pathname } = this.#connection.url;
     const base = origin.replace(/^ws/, "http") + pathname.replace(/\/v1\/realtime$/, ""); // it may be below a path
-    const answer = await fetch(base + resultUrl, { headers: token ? { authorization: `Bearer ${token}` } : {} });
-    const body = await answer.json();
-    if (!answer.ok) throw new RealtimeError(body.error);
-    return body;
+    return fetched(base + resultUrl, token);
   }
 
   /**

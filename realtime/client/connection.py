@@ -284,7 +284,7 @@ class Connection:
             return closed.reconnect_in_s
         wait_s, self.retry_after_s = self.retry_after_s, 0.0
         backoff_s = self._backoff.delay_s(asyncio.get_running_loop().time())
-        return backoff_s + (wait_s if closed.code == CloseCode.LIMITED else 0.0)
+        return backoff_s + (wait_s if closed.code == CloseCode.LIMITED else closed.retry_after_s)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

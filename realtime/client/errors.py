@@ -52,6 +52,7 @@ class SessionClosed(RealtimeError):
     """The session's connection has ended for good. `close_code` says why, by the protocol's table of close codes."""
 
     def __init__(self, close_code: int, reason: str) -> None:
-        super().__init__("closed", f"the session's connection was closed for good ({close_code} {reason})")
+        why = f"{close_code} {reason}".rstrip()
+        super().__init__("closed", f"the session's connection was closed for good ({why})")
         self.close_code = close_code
         self.reason = reason

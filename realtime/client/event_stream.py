@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
 
 from realtime.client.events import Fields
-from realtime.client.refusals import end_of_stream, error_in, refusal
-from realtime.client.wire import LOST, OPEN_S, OVERLOADED, SILENCE_S, Closed, Target
+from realtime.client.refusals import end_of_stream, error_in, refusal, stranger
+from realtime.client.wire import LOST, OPEN_S, SILENCE_S, Closed, NotOpened, Target, decoded, message
 from realtime.protocol import CloseCode
 
 LONGEST_LINE_BYTES = 512 * 1024
 """A frame's, and more."""
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=OPEN_S, sock_read=SILENCE_S)
+
+
+class Id(msgspec.Struct, frozen=True):
+    """A session's id."""
+
+    id: str
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What the server says of a session that it has made."""
+
+    session: Id
 
 
 class EventStreamWire:
@@ -24,10 +38,10 @@ class EventStreamWire:
     acknowledges = True
 
     def __init__(
-        self, http: aiohttp.ClientSession, address: str, answer: aiohttp.ClientResponse, *, made: bool
+        self, http: aiohttp.ClientSession, target: Target, answer: aiohttp.ClientResponse, *, made: bool
     ) -> None:
         self._http = http
-        self._address = address
+        self._target = target
         self._answer = answer
         self._made = made
 
@@ -35,7 +49,7 @@ class EventStreamWire:
         """See `Wire`."""
         last: Fields = {}
         async for data in _data(self._answer.content):
-            last = msgspec.json.decode(data)
+            last = message(data)
             if self._made and last["type"] == "session.resumed":  # one step for the caller: a session that this made
                 last["type"] = "session.created"
             yield last
@@ -43,9 +57,10 @@ class EventStreamWire:
 
     async def send(self, command: Fields) -> Fields | None:
         """See `Wire`."""
+        address = self._answer.url.with_query(None)
         try:
-            async with self._http.post(self._address, data=msgspec.json.encode(command)) as answer:
-                return _answered(command, answer.status, await answer.read())
+            async with self._http.post(address, data=msgspec.json.encode(command), allow_redirects=False) as answer:
+                return await _answered(self._target, command, answer)
         except (aiohttp.ClientError, OSError):
             raise Closed(LOST, "lost") from None
 
@@ -53,64 +68,83 @@ class EventStreamWire:
 @asynccontextmanager
 async def event_stream(target: Target) -> AsyncIterator[EventStreamWire]:
     """A stream that is open, of a session that is made if need be. Raises `Closed`."""
-    options = {"headers": target.headers, "timeout": TIMEOUT, "read_bufsize": LONGEST_LINE_BYTES, "trust_env": True}
-    try:
-        async with aiohttp.ClientSession(**options) as http:  # type: ignore[arg-type]
+    async with AsyncExitStack() as stack:
+        with _failing_as_closed(target):
+            http = await stack.enter_async_context(_http(target))
             session_id = target.session_id or await _make_session(http, target)
             address = target.http(f"sessions/{session_id}/events")
-            async with http.get(address, params=target.query) as answer:
-                if answer.status != 200:
-                    raise await _refusal(answer)
-                yield EventStreamWire(http, address, answer, made=target.session_id is None)
-    except (aiohttp.ClientError, OSError) as error:
-        raise Closed(LOST, str(error)) from None
+            opening = http.get(address, params=target.query, allow_redirects=False)
+            answer = await stack.enter_async_context(opening)
+            if answer.status != 200:
+                raise await _refusal(target, answer)
+        yield EventStreamWire(http, target, answer, made=target.session_id is None)
 
 
 async def fetch(target: Target, url: str) -> bytes:
     """The body of an answer of the server. Raises `Closed`."""
+    with _failing_as_closed(target):
+        async with _http(target) as http, http.get(url, allow_redirects=False) as answer:
+            if answer.status != 200:
+                raise await _refusal(target, answer)
+            return await answer.read()
+    raise AssertionError("it returns or raises")
+
+
+def _http(target: Target) -> aiohttp.ClientSession:
+    """Raises `ValueError` where the proxy is none by HTTP."""
+    if target.proxy is not None and urlsplit(target.proxy).scheme not in {"http", "https"}:
+        raise ValueError("server-sent events can't take that proxy")
+    return aiohttp.ClientSession(
+        headers=target.headers, timeout=TIMEOUT, read_bufsize=LONGEST_LINE_BYTES, proxy=target.proxy
+    )
+
+
+@contextmanager
+def _failing_as_closed(target: Target) -> Iterator[None]:
     try:
-        async with aiohttp.ClientSession(headers=target.headers, timeout=TIMEOUT, trust_env=True) as http:
-            async with http.get(url) as answer:
-                if answer.status != 200:
-                    raise await _refusal(answer)
-                return await answer.read()
-    except (aiohttp.ClientError, OSError) as error:
-        raise Closed(LOST, str(error)) from None
+        yield
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # a proxy that is none is a wrong value
+        words = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+        raise NotOpened(LOST, target.told(words or type(error).__name__)) from None
 
 
 async def _make_session(http: aiohttp.ClientSession, target: Target) -> str:
-    async with http.post(target.http("sessions")) as answer:
+    async with http.post(target.http("sessions"), allow_redirects=False) as answer:
         if answer.status != 201:
-            raise await _refusal(answer)
-        made: Fields = msgspec.json.decode(await answer.read())
-    return str(made["session"]["id"])
+            raise await _refusal(target, answer)
+        return decoded(await answer.read(), Made).session.id
 
 
-async def _refusal(answer: aiohttp.ClientResponse) -> Closed:
+async def _refusal(target: Target, answer: aiohttp.ClientResponse) -> Closed:
     if answer.status == 204:
         return Closed(CloseCode.NORMAL)
-    return refusal(answer.status, await answer.read()) or Closed(OVERLOADED, f"HTTP {answer.status}")
+    return refusal(answer.status, await answer.read()) or stranger(target, answer.status, answer.headers.items())
 
 
-def _answered(command: Fields, status: int, body: bytes) -> Fields | None:
+async def _answered(target: Target, command: Fields, answer: aiohttp.ClientResponse) -> Fields | None:
     """The refusal of a command as a message of the session. Raises `Closed` where the session has not answered."""
-    if status == 202:
+    if answer.status == 202:
         return None
-    error = error_in(body)
-    if status == 401:
+    error = error_in(await answer.read())
+    if answer.status == 401:
         raise Closed(CloseCode.UNAUTHENTICATED, error["code"] if error else "")
-    if error is None or (status == 503 and error["type"] == "rate_limit_error"):  # its instance is leaving
-        raise Closed(OVERLOADED, f"HTTP {status}")
+    if error is None or (answer.status == 503 and error["type"] == "rate_limit_error"):  # its instance is leaving
+        raise stranger(target, answer.status, answer.headers.items())
     return {"type": "error", "error": {**error, "event_id": command["event_id"], "fatal": False}}
 
 
 async def _data(lines: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The data of each event."""
+    """The data of each event. Raises `Closed`."""
     data = b""
-    async for line in lines:
-        line = line.rstrip(b"\r\n")
-        if line.startswith(b"data:"):
-            data += line[5:]
-        elif not line and data:
-            yield data
-            data = b""
+    try:
+        async for line in lines:
+            line = line.rstrip(b"\r\n")
+            if line.startswith(b"data:"):
+                data += line[5:]
+            elif not line and data:
+                yield data
+                data = b""
+    except (HttpProcessingError, ValueError):  # too long a line
+        raise Closed(LOST, "unreadable") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise Closed(LOST, str(error)) from None

@@ -21,7 +21,7 @@ from realtime.client.outbox import Outbox
 from realtime.client.refusals import Refused
 from realtime.client.state import Answer, History, State, Task
 from realtime.client.streams import EventQueue, ResponseStream, TaskStream
-from realtime.client.wire import LOST, Closed, Left, checked_url
+from realtime.client.wire import LOST, Closed, Left, checked_url, decoded
 from realtime.protocol import (
     ClientMessage,
     CloseCode,
@@ -69,8 +69,9 @@ async def connect(
     time between two messages of one answer. `max_unanswered` commands may wait for an answer, 1000 at most, each of at
     most `max_message_bytes` as JSON, which is what the server takes. A server that can't be reached for
     `open_timeout_s` ends the session; `None`: never. `on_lost` is called with code, reason and seconds whenever the
-    connection is lost and will be back. Raises `ValueError` for a `url` that can't be one. What `token` raised, or what
-    the client failed of, is the cause of `SessionClosed`.
+    connection is lost and will be back; to raise from it is to give up: that ends the session, and the block by it.
+    Raises `ValueError` for a `url` that can't be one. What `token` or `on_lost` raised, or what the client failed of,
+    is the cause of `SessionClosed`.
     """
     options = Options(url=checked_url(url), token=token, transport=transport, delta_interval_ms=delta_interval_ms)
     outbox = Outbox(min(max_unanswered, MAX_UNANSWERED), max_message_bytes)
@@ -157,11 +158,13 @@ class Session:
         """Send a command now, or after the reconnect; it is carried out once either way.
 
         Returns its `event_id`, which its effects name as `for_event_id`. Raises `QueueFull` where too many wait
-        already, `MessageTooLarge`, and `SessionClosed`.
+        already, `MessageTooLarge`, and `SessionClosed`; `ValueError` where it has no `type`.
         """
         if self._closed is not None:
             raise self._closed
         command: Fields = {"event_id": new_id("evt"), **msgspec.to_builtins(message)}
+        if not isinstance(command.get("type"), str):
+            raise ValueError("a message has a type, such as session.update")
         self._outbox.add(command)
         self._connection.send(command)
         return str(command["event_id"])
@@ -228,7 +231,7 @@ class Session:
         module = await asyncio.to_thread(__import__, "realtime.client.event_stream", fromlist=["fetch"])
         target = await self._connection.target()
         try:
-            return msgspec.json.decode(await module.fetch(target, target.http(result_url.removeprefix("/v1/"))))
+            return decoded(await module.fetch(target, target.http(result_url.removeprefix("/v1/"))), object)
         except Refused as refused:
             raise RealtimeError.told(msgspec.convert({"fatal": False, **refused.error}, ErrorBody)) from None
         except Closed as closed:

@@ -24,7 +24,7 @@ class EventQueue:
     """
 
     def __init__(self) -> None:
-        self._events: deque[Fields] = deque()
+        self._runs: deque[_Run] = deque()
         self._ended = False
         self._error: Exception | None = None
         self._changed = asyncio.Event()
@@ -33,10 +33,8 @@ class EventQueue:
         """Add a message; does nothing after the end."""
         if self._ended:
             return
-        joined = _merged(self._events[-1], event) if self._events else None
-        if joined is not None:
-            self._events.pop()
-        self._events.append(joined or event)
+        if not self._runs or not self._runs[-1].joined(event):
+            self._runs.append(_Run(event))
         self._changed.set()
 
     def finish(self, error: Exception | None = None) -> None:
@@ -47,25 +45,39 @@ class EventQueue:
 
     async def take(self) -> Fields | None:
         """The next message; `None` at the end. Safe to cancel. Raises what it was finished with."""
-        while not self._events and not self._ended:
+        while not self._runs and not self._ended:
             self._changed.clear()
             await self._changed.wait()
-        if self._events:
-            return self._events.popleft()
+        if self._runs:
+            return self._runs.popleft().whole()
         if self._error is not None:
             raise self._error
         return None
 
 
-def _merged(last: Fields, new: Fields) -> Fields | None:
-    """Two neighbours as one message, or `None` where their kind keeps each."""
-    same = ("type", "attempt", "replay")
-    is_pair = [last.get(name) for name in same] == [new.get(name) for name in same] and not new.get("reset")
-    is_progress = new["type"] == "task.progress"
-    if not is_pair or channel_of(last) != channel_of(new) or not (is_progress or new["type"].endswith(".delta")):
-        return None
-    both = {**last, **new, "merged": last.get("merged", 1) + new.get("merged", 1)}
-    return both if is_progress else {**both, "delta": last["delta"] + new["delta"]}
+class _Run:
+    """Neighbours that are taken as one. Their pieces are put together then: to do so with each is quadratic."""
+
+    def __init__(self, first: Fields) -> None:
+        self._event = first
+        self._pieces = [first.get("delta", "")]
+
+    def joined(self, new: Fields) -> bool:
+        """Whether their kind has one join them; if so, it is done."""
+        last = self._event
+        same = ("type", "attempt", "replay")
+        is_pair = [last.get(name) for name in same] == [new.get(name) for name in same] and not new.get("reset")
+        is_text = new["type"].endswith(".delta") and isinstance(new.get("delta"), str)
+        if not is_pair or not (is_text or new["type"] == "task.progress") or channel_of(last) != channel_of(new):
+            return False
+        self._event = {**last, **new, "merged": last.get("merged", 1) + new.get("merged", 1)}
+        self._pieces.append(new.get("delta", ""))
+        return True
+
+    def whole(self) -> Fields:
+        """All of them as one message."""
+        is_text = len(self._pieces) > 1 and "delta" in self._event
+        return {**self._event, "delta": "".join(self._pieces)} if is_text else self._event
 
 
 class Outcome(Generic[E, End]):

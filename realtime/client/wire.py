@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
+import msgspec
 from msgspec import Struct
 
 from realtime.client.events import Fields
@@ -14,9 +16,11 @@ LOST = 1006
 OVERLOADED = 1013
 ENDPOINT = "/v1/realtime"
 OPEN_S = 10.0
-"""How long it may take to open a connection."""
+"""How long it may take to open a connection; a WebSocket is open once its first message is here."""
 SILENCE_S = 45.0
 """A connection on which nothing came for so long is dead."""
+
+T = TypeVar("T")
 
 
 def checked_url(url: str) -> str:
@@ -28,14 +32,20 @@ def checked_url(url: str) -> str:
 
 
 class Closed(Exception):
-    """The connection has ended, by a close code or what would be one. `reconnect_in_s` is when to come back; its
-    `__cause__`, if any, is the application's own failure."""
+    """The connection has ended, by a close code or what would be one.
 
-    def __init__(self, code: int, reason: str = "", *, reconnect_in_s: float | None = None) -> None:
+    `reconnect_in_s` is when to come back; else `retry_after_s` is added to what the client would wait. Its `__cause__`,
+    if any, is the application's own failure.
+    """
+
+    def __init__(
+        self, code: int, reason: str = "", *, reconnect_in_s: float | None = None, retry_after_s: float = 0.0
+    ) -> None:
         super().__init__(f"{code} {reason}")
         self.code = code
         self.reason = reason
         self.reconnect_in_s = reconnect_in_s
+        self.retry_after_s = retry_after_s
 
 
 class Left(Closed):
@@ -44,6 +54,22 @@ class Left(Closed):
 
 class NotOpened(Closed):
     """There was not even an answer of the server: it is away, or something on the way lets nothing through."""
+
+
+def decoded(data: bytes, kind: type[T]) -> T:
+    """What came as JSON. Raises `Closed` where it is something else: then something on the way speaks in its place."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (ValueError, RecursionError):
+        raise Closed(LOST, "unreadable") from None
+
+
+def message(data: bytes) -> Fields:
+    """A message of the server. Raises `Closed` likewise."""
+    fields = decoded(data, Fields)
+    if not isinstance(fields.get("type"), str):
+        raise Closed(LOST, "unreadable")
+    return fields
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -67,6 +93,22 @@ class Target(Struct, frozen=True, kw_only=True):
     def http(self, path: str) -> str:
         """The address of a path below `/v1/` over HTTP."""
         return self._address("http", f"/v1/{path}")
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy that the environment names for it."""
+        parts = urlsplit(self.http(""))
+        proxy = None if proxy_bypass(parts.netloc.rpartition("@")[2]) else getproxies().get(parts.scheme)
+        return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+    def told(self, why: str) -> str:
+        """Why it could not be reached, for a person: with the proxy, and without its password."""
+        if self.proxy is None:
+            return why
+        scheme, _, place = self.proxy.partition("://")
+        user, _, host = place.rpartition("@")
+        seen = why.replace(f"{user}@", "") if user else why
+        return f"{seen}, by way of the proxy {scheme}://{host}"
 
     def _address(self, scheme: str, path: str) -> str:
         parts = urlsplit(self.url)

@@ -28,7 +28,7 @@ const BACKOFF_LAST_MS = 10_000;
 const STEADY_MS = 5_000;
 /** How often to look whether anything came: the second time that nothing did, ping; the third time, leave. */
 const HEARTBEAT_MS = 15_000;
-/** A WebSocket that takes longer to open is taken to be blocked. */
+/** A WebSocket whose first event takes longer is taken to be blocked. */
 const OPEN_MS = 10_000;
 /** After so many in a row that did not open, it is asked anew whether WebSockets get through. */
 const DOUBTFUL = 3;
@@ -143,12 +143,13 @@ export class Connection {
   /**
    * The connection is lost, or is to be: what its code means is done.
    * @param {number} code @param {string} reason @param {number} [reconnectInMs] default: by the backoff
+   * @param {number} [retryAfterMs] is added to that
    */
-  lose(code, reason, reconnectInMs) {
+  lose(code, reason, reconnectInMs, retryAfterMs = 0) {
     const freshToken = code === TOKEN_REFUSED && typeof this.#options.token === "function";
     if (!RECONNECT_CODES.has(code) && !freshToken) return this.end(code, reason);
     this.#detach();
-    const delayMs = reconnectInMs ?? this.#delay(code);
+    const delayMs = reconnectInMs ?? this.#delay(code) + retryAfterMs;
     this.state = "waiting";
     this.#timer = setTimeout(() => this.open(), delayMs);
     // Where the network was away it is worth no waiting any more. Node tells nothing of it.
@@ -192,38 +193,45 @@ export class Connection {
 
   /** @param {number} turn @returns {import("./websocket.js").Listener} */
   #webSocketListener(turn) {
-    let opened = false;
-    this.#timer = setTimeout(() => this.#failed(LOST, "did not open"), OPEN_MS);
+    let passes = false;
+    this.#timer = setTimeout(() => this.#failed(LOST, "nothing came"), OPEN_MS);
+    const listener = this.#listener(turn);
     return {
-      ...this.#listener(turn),
-      opened: () => {
-        if (turn !== this.#turn) return;
-        opened = true;
-        this.#unopened = 0;
-        clearTimeout(this.#timer);
-        webSocketsPass.set(this.url.host, true);
+      ...listener,
+      event: (event) => {
+        if (!passes && turn === this.#turn) this.#passed();
+        passes = true;
+        listener.event(event);
       },
       closed: (code, reason) => {
         if (turn !== this.#turn) return;
-        if (opened || code !== LOST) this.lose(code, reason);
+        if (passes || code !== LOST) this.lose(code, reason);
         else this.#failed(code, reason);
       },
     };
   }
 
+  /** Not before its first event: there are networks that let the upgrade pass, and nothing after it. */
+  #passed() {
+    this.#unopened = 0;
+    clearTimeout(this.#timer);
+    webSocketsPass.set(this.url.host, true);
+  }
+
   /** @param {number} turn @returns {import("./websocket.js").Listener} */
   #listener(turn) {
     return {
-      opened: () => {},
       alive: () => { if (turn === this.#turn) this.#heartbeat.silentFor = 0; },
       event: (event) => { if (turn === this.#turn) this.#owner.event(event); },
       settled: (eventId) => { if (turn === this.#turn) this.#owner.settled(eventId); },
-      closed: (code, reason) => { if (turn === this.#turn) this.lose(code, reason); },
+      closed: (code, reason, retryAfterMs) => {
+        if (turn === this.#turn) this.lose(code, reason, undefined, retryAfterMs);
+      },
     };
   }
 
   /**
-   * A WebSocket that could not even be opened: the server is away, or something on the way lets none through. The
+   * A WebSocket by which nothing came: the server is away, or something on the way lets none through. The
    * other transport, tried at once, tells which; and what the server would have refused it for.
    * @param {number} code @param {string} reason
    */

@@ -31,7 +31,8 @@ export class MessageTooLarge extends RealtimeError {
 export class SessionClosed extends RealtimeError {
   /** @param {number} closeCode @param {string} reason */
   constructor(closeCode, reason) {
-    super({ code: "closed", message: `the session's connection was closed for good (${closeCode} ${reason})` });
+    const why = `${closeCode} ${reason}`.trimEnd();
+    super({ code: "closed", message: `the session's connection was closed for good (${why})` });
     this.closeCode = closeCode;
     this.reason = reason;
   }

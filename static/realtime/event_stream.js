@@ -3,6 +3,9 @@
  * Read by `fetch`, not by `EventSource`, which can show no token and tells nothing of why it was refused.
  */
 
+import { RealtimeError } from "./errors.js";
+import { messageIn } from "./websocket.js";
+
 /** @typedef {import("./websocket.js").Target} Target */
 /** @typedef {import("./websocket.js").Listener} Listener */
 /** @typedef {import("./websocket.js").Transport} Transport */
@@ -10,6 +13,8 @@
 const LOST = 1006;
 /** A command that has no answer for so long is lost. */
 const ANSWER_MS = 45_000;
+/** What is on the way may say when to come back, but not keep a session away for good. */
+const LONGEST_RETRY_AFTER_MS = 60_000;
 const TOKEN_REFUSED = 4401;
 const OVERLOADED = 1013;
 const DELETED = 4410;
@@ -64,7 +69,6 @@ export class EventStreamTransport {
     this.#address = `${this.#sessions()}/${encodeURIComponent(sessionId)}/events`;
     const answer = await this.#fetch(`${this.#address}?${this.#target.query.join("&")}`);
     if (answer.status !== 200 || !answer.body) return this.#refused(answer);
-    this.#listener.opened();
     for await (const event of this.#events(answer.body)) {
       this.#note(event);
       // To the caller it is one step: a session that this client has made.
@@ -76,9 +80,9 @@ export class EventStreamTransport {
 
   async #makeSession() {
     const answer = await this.#fetch(this.#sessions(), { method: "POST" });
-    if (answer.status === 201) return (await answer.json()).session.id;
-    await this.#refused(answer);
-    return null;
+    if (answer.status !== 201) return this.#refused(answer);
+    const id = (await bodyOf(answer))?.session?.id;
+    return id ?? this.#closed(LOST, "unreadable");
   }
 
   #sessions() {
@@ -88,8 +92,7 @@ export class EventStreamTransport {
 
   /** @param {string} address @param {RequestInit} [options] */
   #fetch(address, options = {}) {
-    const { token } = this.#target;
-    const headers = token ? { authorization: `Bearer ${token}` } : undefined;
+    const headers = headersFor(this.#target.token);
     return fetch(address, { ...options, headers, cache: "no-store", signal: this.#abort.signal });
   }
 
@@ -99,7 +102,9 @@ export class EventStreamTransport {
     for await (const line of this.#lines(body)) {
       if (line.startsWith("data:")) data += line.slice(5);
       if (line || !data) continue;
-      yield JSON.parse(data);
+      const event = messageIn(data);
+      if (!event) return this.#closed(LOST, "unreadable");
+      yield event;
       data = "";
     }
   }
@@ -127,9 +132,16 @@ export class EventStreamTransport {
 
   /** @param {Response} answer */
   async #refused(answer) {
-    const error = await errorIn(answer);
+    const error = errorIn(await bodyOf(answer));
+    if (!error && answer.status !== 204) return this.#strange(answer);
     if (error) this.#listener.event({ type: "error", error: { ...error, fatal: true } });
-    this.#closed(CODE_OF_STATUS[answer.status] ?? OVERLOADED, error?.code ?? `HTTP ${answer.status}`);
+    this.#closed(CODE_OF_STATUS[answer.status] ?? OVERLOADED, error?.code ?? "");
+  }
+
+  /** Not the server's answer, but of something on the way. @param {Response} answer */
+  #strange(answer) {
+    const retryAfterS = Number.parseInt(answer.headers.get("retry-after") ?? "0", 10) || 0;
+    this.#closed(OVERLOADED, `HTTP ${answer.status}`, Math.min(retryAfterS * 1_000, LONGEST_RETRY_AFTER_MS));
   }
 
   /** One that is never answered would hold up all that follow. @param {Promise<void>} posting */
@@ -143,18 +155,18 @@ export class EventStreamTransport {
     if (this.#abort.signal.aborted) return; // the next connection sends it
     const answer = await this.#fetch(this.#address, { method: "POST", body: JSON.stringify(command) });
     if (answer.status === 202) return this.#listener.settled(command.event_id);
-    const error = await errorIn(answer);
+    const error = errorIn(await bodyOf(answer));
     if (answer.status === 401) return this.#closed(TOKEN_REFUSED, error?.code ?? "");
-    // Not an answer of the session, but that its instance is leaving, or of something on the way.
-    if (!error || (answer.status === 503 && error.type === "rate_limit_error")) return this.#closed(OVERLOADED, "");
+    const isLeaving = answer.status === 503 && error?.type === "rate_limit_error"; // the session's instance
+    if (!error || isLeaving) return this.#strange(answer);
     this.#listener.event({ type: "error", error: { ...error, event_id: command.event_id, fatal: false } });
   }
 
-  /** @param {number} code @param {string} reason */
-  #closed(code, reason) {
+  /** @param {number} code @param {string} reason @param {number} [retryAfterMs] */
+  #closed(code, reason, retryAfterMs) {
     if (this.#abort.signal.aborted) return;
     this.#abort.abort();
-    this.#listener.closed(code, reason);
+    this.#listener.closed(code, reason, retryAfterMs);
   }
 }
 
@@ -163,7 +175,30 @@ function codeOf({ type, code }) {
   return code === "session_deleted" ? DELETED : CODE_OF_ERROR[type] ?? LOST;
 }
 
-/** @param {Response} answer @returns {Promise<any>} the error in it; undefined for what is no answer of the server */
-async function errorIn(answer) {
-  return (await answer.json().catch(() => undefined))?.error;
+/**
+ * What is at an address of the server. Throws `RealtimeError`: the server's, or `unreachable`.
+ * @param {string} address @param {string | undefined} token
+ */
+export async function fetched(address, token) {
+  const answer = await fetch(address, { headers: headersFor(token) }).catch(() => undefined);
+  const body = answer && (await bodyOf(answer));
+  if (answer?.ok && body !== undefined) return body;
+  const message = answer ? `unreadable (HTTP ${answer.status})` : "lost";
+  throw new RealtimeError(errorIn(body) ?? { code: "unreachable", message });
+}
+
+/** @param {string | undefined} token @returns {Record<string, string>} */
+function headersFor(token) {
+  return token ? { authorization: `Bearer ${token}` } : {};
+}
+
+/** What an answer says in JSON; undefined where it is something else. @param {Response} answer @returns {Promise<any>} */
+function bodyOf(answer) {
+  return answer.json().catch(() => undefined);
+}
+
+/** The error in a body; undefined for what is no answer of the server. @param {any} body */
+function errorIn(body) {
+  const error = body?.error;
+  return [error?.type, error?.code, error?.message].every((text) => typeof text === "string") ? error : undefined;
 }

@@ -8,11 +8,10 @@
 /**
  * What a transport tells. After `closed` it tells nothing more.
  * @typedef {object} Listener
- * @property {() => void} opened the way through is there
  * @property {() => void} alive something came, an event or not
  * @property {(event: any) => void} event
  * @property {(eventId: string) => void} settled the server has carried a command out
- * @property {(code: number, reason: string) => void} closed
+ * @property {(code: number, reason: string, retryAfterMs?: number) => void} closed
  */
 
 /**
@@ -22,7 +21,18 @@
  * @property {() => void} close
  */
 
+const LOST = 1006;
 const SUBPROTOCOL = "realtime.v1";
+
+/** A message of the server; undefined for what something on the way sends in its place. @param {unknown} data */
+export function messageIn(data) {
+  try {
+    const message = JSON.parse(String(data));
+    return typeof message.type === "string" ? message : undefined;
+  } catch {
+    return undefined;
+  }
+}
 
 /** @implements {Transport} */
 export class WebSocketTransport {
@@ -34,16 +44,17 @@ export class WebSocketTransport {
     address.protocol = address.protocol.replace("http", "ws");
     address.search = [...(sessionId ? [`session_id=${encodeURIComponent(sessionId)}`] : []), ...query].join("&");
     this.#socket = new WebSocket(address, token ? [SUBPROTOCOL, `bearer.${token}`] : [SUBPROTOCOL]);
-    this.#socket.onopen = () => {
-      this.#socket.onerror = null; // its close follows, and has the code
-      listener.opened();
-    };
-    this.#socket.onerror = () => listener.closed(1006, "could not be opened"); // Node 20 tells of no close then
+    let ending = ""; // what the error that comes before the end says
+    this.#socket.onopen = () => { this.#socket.onerror = null; }; // its close follows, and has the code
+    this.#socket.onerror = () => listener.closed(LOST, "could not be opened"); // Node 20 tells of no close then
     this.#socket.onmessage = ({ data }) => {
       listener.alive();
-      listener.event(JSON.parse(data));
+      const event = messageIn(data);
+      if (!event) return listener.closed(LOST, "unreadable");
+      ending = event.type === "error" && event.error.fatal ? event.error.code : "";
+      listener.event(event);
     };
-    this.#socket.onclose = ({ code, reason }) => listener.closed(code, reason);
+    this.#socket.onclose = ({ code, reason }) => listener.closed(code, reason || ending);
   }
 
   /** @param {Record<string, any>} command */

@@ -11,11 +11,13 @@ from realtime.client.backoff import Backoff
 from realtime.client.errors import MessageTooLarge, QueueFull
 from realtime.client.events import UnknownEvent, typed
 from realtime.client.outbox import Outbox
-from realtime.client.refusals import end_of_stream, refusal
+from realtime.client.refusals import end_of_stream, refusal, stranger
 from realtime.client.state import State
 from realtime.client.streams import EventQueue
-from realtime.client.wire import Target, checked_url
+from realtime.client.wire import Closed, Target, checked_url, message
 from realtime.protocol import OutputTextDelta, Pong
+
+TARGET = Target(url="http://h", session_id=None, query={}, token=None)
 
 
 def delta(seq: int, text: str, **more: Any) -> dict[str, Any]:
@@ -81,6 +83,28 @@ async def test_what_waits_is_joined_by_the_merge_rules() -> None:
     assert [event.get("merged") for event in taken] == [3, 2, None, None, None]
     assert (taken[0]["delta"], taken[0]["seq"], taken[1]["progress"]) == ("abc", 3, 2)
     assert typed(taken[-1]) == Pong()
+
+
+async def test_what_waits_is_put_together_once() -> None:
+    """When it is taken: with each piece it would take the square of their number."""
+    queue = EventQueue()
+    text = Text("a")
+    for seq in range(1, 6):
+        queue.push({**delta(seq, ""), "delta": text})
+    assert Text.added == 0
+    queue.push({"type": "made.up.delta", "delta": {"of": "another kind"}})
+    queue.finish()
+    assert [event["delta"] async for event in _all(queue)] == ["aaaaa", {"of": "another kind"}]
+
+
+class Text(str):
+    """Counts how often one is added to another."""
+
+    added = 0
+
+    def __add__(self, other: str) -> str:
+        Text.added += 1
+        return Text(super().__add__(other))
 
 
 async def _all(queue: EventQueue) -> Any:
@@ -156,10 +180,64 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 def test_what_is_not_the_server_s_answer_is_no_refusal() -> None:
     """A proxy's page says nothing about the session."""
-    assert refusal(403, b"<html>") is None
+    for body in (b"<html>", b'{"error": "No."}', b'{"error": {"type": "t", "code": 5, "message": null}}'):
+        assert refusal(403, body) is None
     refused = refusal(404, b'{"error": {"type": "not_found_error", "code": "session_not_found", "message": "No."}}')
     assert refused is not None
     assert refused.code == 4404
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (429, {"retry-after": "3"}, (1013, "HTTP 429", 3)),
+        (503, {"Retry-After": "86400"}, (1013, "HTTP 503", 60)),
+        (503, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}, (1013, "HTTP 503", 0)),
+        (502, {}, (1013, "HTTP 502", 0)),
+        (301, {"Location": "https://h/"}, (1006, "HTTP 301, a redirect to 'https://h/'", 0)),
+        (302, {"Location": "/\x1b[2J"}, (1006, "HTTP 302, a redirect to '/\\x1b[2J'", 0)),
+    ],
+)
+def test_what_is_on_the_way_may_say_when_to_come_back(
+    status: int, headers: dict[str, str], expected: tuple[int, str, float]
+) -> None:
+    """But keeps nobody away for more than a minute; and it is said where it redirects to."""
+    closed = stranger(TARGET, status, headers.items())
+    assert (closed.code, closed.reason, closed.retry_after_s) == expected
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"\xff", b"null", b"[1]", b"{}", b'{"type": 1}', b'{"a":' * 9000])
+def test_what_can_not_be_read_is_a_loss(data: bytes) -> None:
+    """Of the connection: something on the way speaks in the server's place."""
+    with pytest.raises(Closed) as closed:
+        message(data)
+    assert (closed.value.code, closed.value.reason) == (1006, "unreadable")
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "proxy"),
+    [
+        ({}, "http://h", None),
+        ({"http_proxy": "http://p:1"}, "ws://h", "http://p:1"),
+        ({"http_proxy": "p:1"}, "http://h", "http://p:1"),
+        ({"http_proxy": "http://p:1"}, "wss://h", None),
+        ({"https_proxy": "http://ann:secret@p:1"}, "wss://h", "http://ann:secret@p:1"),
+        ({"http_proxy": "http://p:1", "no_proxy": "h,127.0.0.1"}, "http://h:8000", None),
+    ],
+)
+def test_the_environment_names_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str, proxy: str | None
+) -> None:
+    """By the scheme of the address over HTTP, for both transports; its password is told to nobody."""
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    target = Target(url=url, session_id=None, query={}, token=None)
+    assert target.proxy == proxy
+    told = target.told(f"{proxy} is away")
+    assert told == ("http://p:1 is away, by way of the proxy http://p:1" if proxy else "None is away")
 
 
 @pytest.mark.parametrize(

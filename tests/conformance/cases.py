@@ -441,6 +441,15 @@ async def a_refused_token_is_the_end_where_there_is_no_other(site: Site) -> None
 
 
 @case
+async def a_token_that_has_expired_is_named(site: Site) -> None:
+    """By the error that comes before the end, whatever carries it."""
+    session = await site.open(token=token(site.user, ttl_s=40))
+    connections_of(site.server)._drop_expired(time.time() + 60)
+    end = await session.until_told("end")
+    assert (end["code"], end["reason"]) == (4401, "token_expired")
+
+
+@case
 async def a_refused_token_is_replaced(site: Site) -> None:
     """Where a function gets them."""
     session = await site.open(tokens=["no.such.token", token(site.user)])

@@ -134,7 +134,7 @@ class PythonSession(Driven):
                 self.take(fields_of(event))
             self.note({"told": "end"})
         except SessionClosed as closed:
-            self.note({"told": "end", "error": closed.code, "code": closed.close_code})
+            self.note({"told": "end", "error": closed.code, "code": closed.close_code, "reason": closed.reason})
         finally:
             self.followed.set()
 

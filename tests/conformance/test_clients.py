@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.conformance.clients import javascript, python
 from tests.conformance.tasks import repeat
 from tests.end_to_end import Model
 from tests.support.nginx import nginx
+from tests.support.no_websockets import Answer, cut, garbled, redirected, without_websockets
 from tests.support.ports import free_port
 from tests.support.sample_tasks import MODULE
 from tests.support.server import RunningServer, running_server
@@ -71,6 +73,47 @@ async def test_where_websockets_are_blocked_events_are_streamed(client: str) -> 
             await other.until("response.done")
         await proxy.quit()
         assert len([line for line in proxy.access_log if "/v1/realtime" in line]) == 1
+
+
+@pytest.mark.parametrize("answer", [redirected, cut, garbled])
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_where_no_message_comes_by_a_websocket_events_are_streamed(client: str, answer: Answer) -> None:
+    """Whether the upgrade is sent elsewhere, or goes through and nothing after it, or something else."""
+    model = Model()
+    async with (
+        running_server(model) as server,
+        without_websockets(server.port, answer) as url,
+        CLIENTS[client]() as open_session,
+    ):
+        session = await open_session(url)
+        said = await session.call("respond", "Hello", {})
+        (await model.turn()).end("one")
+        assert await session.call("text", said) == "one"
+        assert (await session.call("show"))["transport"] == "sse"
+        assert session.told == []
+
+
+@pytest.mark.parametrize("answer", [redirected, cut, garbled])
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_where_no_message_comes_any_more_events_are_streamed(client: str, answer: Answer) -> None:
+    """The network may be another one in the middle of an answer."""
+    model = Model()
+    async with (
+        running_server(model) as server,
+        without_websockets(server.port, answer) as url,
+        TcpProxy("127.0.0.1", server.port) as proxy,
+        CLIENTS[client]() as open_session,
+    ):
+        session = await open_session(f"http://127.0.0.1:{proxy.port}")
+        said = await session.call("respond", "Hello", {"disconnect_grace_ms": 60_000})
+        turn = await model.turn()
+        turn.say("one ")
+        await session.until_text(said, "one ")
+        proxy.target = "127.0.0.1", urlsplit(url).port or 0
+        await session.call("drop", 0)
+        turn.end("two")
+        assert await session.call("text", said) == "one two"
+        assert (await session.call("show"))["transport"] == "sse"
 
 
 @pytest.mark.parametrize("client", CLIENTS)

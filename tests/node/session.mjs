@@ -25,8 +25,8 @@ class Driven {
     try {
       for await (const event of this.session) tell({ session: name, event });
       tell({ session: name, told: "end" });
-    } catch ({ code, closeCode }) {
-      tell({ session: name, told: "end", error: code, code: closeCode });
+    } catch ({ code, closeCode, reason }) {
+      tell({ session: name, told: "end", error: code, code: closeCode, reason });
     }
   }
 

@@ -40,6 +40,11 @@ class FakeSocket {
     this.onmessage({ data: JSON.stringify(event) });
   }
 
+  /** Something comes that may be no event. */
+  receive(data) {
+    this.onmessage({ data });
+  }
+
   /** The connection ends, by the server or on the way. */
   lose(code, reason = "") {
     this.onclose({ code, reason });

@@ -956,6 +956,26 @@ test("a WebSocket that nobody answers is replaced as one that is refused", async
   assert.equal(browser.sockets[0].closed, true);
 });
 
+test("a WebSocket by which nothing comes is replaced as one that is refused, though the upgrade went through", async (t) => {
+  const ends = [(socket) => socket.lose(1006), (socket, clock) => clock.pass(10_000), (socket) => socket.receive("<html>")];
+  for (const end of ends) {
+    const browser = browserFor(t);
+    const streams = servedBy(browser);
+    const session = new RealtimeSession();
+    const told = listen(session, "open", "disconnect");
+    session.connect();
+    await settle();
+    browser.sockets[0].onopen();
+    await end(browser.sockets[0], browser.clock);
+    await arrived();
+    streams[0].deliver(first);
+    await arrived();
+    assert.deepEqual(told.map(([type]) => type), ["open"]);
+    assert.equal(session.transport, "sse");
+    assert.equal(browser.sockets[0].closed, true);
+  }
+});
+
 test("where neither gets through, the WebSocket is tried again", async (t) => {
   const browser = browserFor(t);
   const session = new RealtimeSession();
@@ -1039,6 +1059,61 @@ test("what was learnt of WebSockets is void once three in a row did not open", a
   await arrived();
   assert.equal(session.state, "open");
   assert.equal(session.transport, "sse");
+});
+
+test("what can't be read is a loss of the connection, by a WebSocket", async (t) => {
+  for (const data of ["<html>", "null", "[1]", "{}", new Blob(["binary"])]) {
+    const browser = browserFor(t);
+    const session = await attached(browser);
+    const told = listen(session, "disconnect", "event");
+    browser.sockets[0].receive(data);
+    assert.deepEqual(told.map(([type, { code, reason }]) => [type, code, reason]), [["disconnect", 1006, "unreadable"]]);
+  }
+});
+
+test("what can't be read is a loss of the connection, by HTTP", async (t) => {
+  for (const [answer, reason] of [
+    [() => new Response("<html>", { status: 201 }), "unreadable"],
+    [() => Response.json({}, { status: 201 }), "unreadable"],
+    [() => new Response("data: <html>\n\n"), "unreadable"],
+    [() => new Response("data: [1]\n\n"), "unreadable"],
+    [() => Response.json({ error: "No." }, { status: 403 }), "HTTP 403"],
+  ]) {
+    const browser = browserFor(t);
+    browser.answer = answer;
+    const sessionId = answer().status === 201 ? null : "sess_1";
+    const session = new RealtimeSession({ sessionId, transport: "sse" });
+    const told = listen(session, "disconnect", "closed", "error");
+    session.connect();
+    await arrived();
+    assert.deepEqual(told.map(([type, detail]) => [type, detail.reason]), [["disconnect", reason]]);
+  }
+});
+
+test("what is on the way may say when to come back, but keeps nobody away for more than a minute", async (t) => {
+  for (const [status, retryAfter, waitMs] of [[429, "3", 3_000], [503, "86400", 60_000], [503, "tomorrow", 0], [502, null, 0]]) {
+    const browser = browserFor(t);
+    const headers = retryAfter === null ? {} : { "retry-after": retryAfter };
+    browser.answer = () => new Response("<html>", { status, headers });
+    const session = new RealtimeSession({ sessionId: "sess_1", transport: "sse" });
+    const told = listen(session, "disconnect");
+    session.connect();
+    await arrived();
+    assert.equal(told[0][1].reconnectInMs, 187.5 + waitMs);
+    assert.equal(told[0][1].code, 1013);
+  }
+});
+
+test("where the close has no reason it is the error before it", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser, { token: "a.b.c" });
+  const stream = session.respond("Hello");
+  browser.sockets[0].deliver({
+    type: "error", error: { type: "authentication_error", code: "token_expired", message: "It has expired.", fatal: true },
+  });
+  browser.sockets[0].lose(4401);
+  await assert.rejects(stream.done(), { closeCode: 4401, reason: "token_expired", message: /\(4401 token_expired\)/ });
+  assert.match(new SessionClosed(4404, "").message, /\(4404\)$/);
 });
 
 test("HTTP's refusals mean what the close codes do", async (t) => {
@@ -1135,4 +1210,25 @@ test("a large result is fetched from where the server is, which may be below a p
   assert.equal(browser.sockets[0].url.href, "wss://example.org/ai/v1/realtime");
   assert.equal(browser.requests[0].url.href, "https://example.org/ai/v1/tasks/x/result");
   assert.equal(browser.requests[0].headers.authorization, "Bearer a.b.c");
+});
+
+test("what is on the way in the place of a large result is an error with a code", async (t) => {
+  const browser = browserFor(t);
+  const session = await attached(browser);
+  const error = { type: "not_found_error", code: "result_gone", message: "Gone." };
+  for (const [answer, expected] of [
+    [() => new Response("<html>", { status: 502 }), { code: "unreachable", message: /502/ }],
+    [() => new Response("<html>"), { code: "unreachable", message: /200/ }],
+    [() => Response.json({}, { status: 403 }), { code: "unreachable", message: /403/ }],
+    [() => { throw new TypeError("the network is away"); }, { code: "unreachable" }],
+    [() => Response.json({ error }, { status: 404 }), { code: "result_gone", message: "Gone." }],
+  ]) {
+    browser.answer = answer;
+    await assert.rejects(session.fetchResult("/v1/tasks/x/result"), { name: "RealtimeError", ...expected });
+  }
+});
+
+test("what has no type is no message", async (t) => {
+  const session = await attached(browserFor(t));
+  assert.throws(() => session.send({ no: "type" }), { name: "TypeError", message: /type/ });
 });
