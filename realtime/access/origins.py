@@ -25,12 +25,12 @@ FOREIGN = frozenset({b"cross-site", b"same-site"})
 _AUTHORITY = r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?))(?::\d{1,5})?"
 HOST = re.compile(_AUTHORITY)
 ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{_AUTHORITY}")
+LOCAL_ORIGIN = re.compile(r"https?://(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _FROM_PAGE = "realtime.from_page"
 _READABLE: Headers = [(b"access-control-allow-origin", b"*")]
 """Any page may read that it is refused, so that a client of it can tell that from a server that is away."""
 MAX_WARNED = 20
-MAX_WARNED_CHARS = 300
 
 
 class OriginCheck:
@@ -80,11 +80,12 @@ class OriginCheck:
         return origin in self._origins or origin == own
 
     def _warn(self, origin: str) -> None:
-        """Say which setting would let its pages in: of each origin once, and of a few, as anybody can send any."""
-        is_new = origin not in self._warned and len(self._warned) < MAX_WARNED
-        if is_new and len(origin) <= MAX_WARNED_CHARS and ORIGIN.fullmatch(origin):
-            self._warned.add(origin)
-            logs.warning("pages of an origin are refused", origin=origin, setting="REALTIME_ALLOWED_ORIGINS")
+        """Say which setting would let its pages in: of each origin once, and of a few. What anybody can send is not
+        told as it is: only this machine's own are named, where pages are developed."""
+        told = origin if LOCAL_ORIGIN.fullmatch(origin) else "another"
+        if told not in self._warned and len(self._warned) < MAX_WARNED:
+            self._warned.add(told)
+            logs.warning("pages of an origin are refused", origin=told, setting="REALTIME_ALLOWED_ORIGINS")
 
 
 def is_from_page(scope: Scope) -> bool:
