@@ -29,6 +29,8 @@ MAX_AHEAD_BYTES = 64 * 1024
 """How much a client may send before what it has asked for is answered."""
 MAX_UNREAD_BYTES = 64 * 1024
 """With so much of a body that waits to be asked for no more is read."""
+MAX_REST_BYTES = 64 * 1024
+"""How much of a body is taken apart that nobody wants, so that the connection can be used again."""
 CHUNKS_BYTES = 1024
 """How much of a body in chunks is taken apart at once: they can be as small as six bytes, and each costs."""
 TAKE_TIMEOUT_S = 30.0
@@ -46,6 +48,8 @@ class _Phase(Enum):
     """The request is whole, and not answered."""
     REST = auto()
     """It is answered, and there may be more of its body."""
+    OVER = auto()
+    """It is answered, and there is too much more: what still comes is passed over, until the client has seen that."""
 
 
 class _Flow(FlowControl):
@@ -87,6 +91,8 @@ class PunctualHttpProtocol(HttpToolsProtocol):
         self._headers = 0
         self._body_left: float = 0
         """How much of a body has not come; infinite for one in chunks."""
+        self._rest_bytes = 0
+        """How much has come of a body since it was answered."""
         self._untaken: float = math.inf
         """How much of an answer its client had not taken when that was last looked at."""
         self._goes_on = False
@@ -111,8 +117,9 @@ class PunctualHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Some more has come."""
         self._unset_keepalive_if_required()
-        self._unread = memoryview(bytes(self._unread) + data)
-        self._take_apart()
+        if self._phase is not _Phase.OVER:
+            self._unread = memoryview(bytes(self._unread) + data)
+            self._take_apart()
 
     def _go_on(self) -> None:
         """Take apart what has come, in a moment: others have their turn between any two pieces of a body."""
@@ -125,12 +132,25 @@ class PunctualHttpProtocol(HttpToolsProtocol):
         while self._is_mine() and self._unread and self._is_wanted():
             self._feed(self._next_piece())
             if self._phase is _Phase.REST:
-                self._go_on()
+                self._pass_over()
                 break
         if self._is_mine():
             self._regulate()
         else:
             self._unread = NOTHING
+
+    def _pass_over(self) -> None:
+        """Some of a body that nobody wants was taken apart; of too much the rest is not looked at.
+
+        To close at once could lose the client its answer: it would hear of data that nobody took (RFC 9112, 9.6).
+        """
+        if self._rest_bytes <= MAX_REST_BYTES:
+            self._go_on()
+        elif self.transport.can_write_eof():
+            self._phase, self._unread = _Phase.OVER, NOTHING
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def _is_mine(self) -> bool:
         """Whether the connection is open, and not a WebSocket by now."""
@@ -166,6 +186,7 @@ class PunctualHttpProtocol(HttpToolsProtocol):
             self._head_bytes += len(piece)
         else:
             self._body_left -= len(piece)
+            self._rest_bytes += len(piece) if self._phase is _Phase.REST else 0
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
@@ -225,6 +246,7 @@ class PunctualHttpProtocol(HttpToolsProtocol):
             self._expect_head()
         else:
             self._phase = _Phase.REST
+            self._rest_bytes = 0
             self._set_deadline()
         self._go_on()
 
