@@ -158,7 +158,9 @@ class PunctualHttpProtocol(HttpToolsProtocol):
 
     def _is_wanted(self) -> bool:
         """Whether somebody waits for the next piece."""
-        return self._phase in {_Phase.HEAD, _Phase.REST} or (self._phase is _Phase.BODY and not self.cycle.body)
+        return self._phase in {_Phase.HEAD, _Phase.REST} or (
+            self._phase is _Phase.BODY and self._body_left > 0 and not self.cycle.body
+        )
 
     def _regulate(self) -> None:
         """Have more read, unless too much waits."""
@@ -187,22 +189,26 @@ class PunctualHttpProtocol(HttpToolsProtocol):
         else:
             self._body_left -= len(piece)
             self._rest_bytes += len(piece) if self._phase is _Phase.REST else 0
+        upgrades = False
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-                self._let_go()
+            upgrades = self._should_upgrade()
         except httptools.HttpParserError:
             self._refuse("400 Bad Request", "Invalid HTTP request received.")
+            return
         if self.pipeline:  # one piece held two requests, by a reading of the end that is not ours
             self.transport.abort()
         elif self._headers > MAX_HEADERS or (self._phase is _Phase.HEAD and self._head_bytes >= MAX_HEAD_BYTES):
             self._refuse("431 Request Header Fields Too Large", "")
+        elif upgrades:
+            self.handle_websocket_upgrade()
+            self._let_go()
 
     def _refuse(self, status: str, text: str) -> None:
         """Say so and close; just close where an answer has begun."""
-        if self._phase is not _Phase.REST and not (self._phase is _Phase.BODY and self.cycle.response_started):
+        answers = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
+        if self._phase is not _Phase.REST and not answers:
             headers = [*USUAL, (b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
             headers.append((b"content-length", b"%d" % len(text)))
             head = b"".join(b"%s: %s\r\n" % pair for pair in headers)
@@ -225,11 +231,11 @@ class PunctualHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
+        super().on_headers_complete()  # raises for a target that is none
         self._forget_deadline()
         self._phase = _Phase.BODY
         fields = dict(self.headers)
         self._body_left = math.inf if b"transfer-encoding" in fields else int(fields.get(b"content-length", b"0"))
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Its body is whole."""

@@ -331,3 +331,15 @@ async def test_who_is_refused_hears_it_whatever_it_still_sends() -> None:
         answer = await read_answer(reader)
         assert (answer.status, answer.code) == (413, "body_too_large")
         assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("before", [b"", ALIVE])
+@pytest.mark.parametrize("headers", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n", b"Content-Length: 5\r\n"])
+@pytest.mark.parametrize("line", [b"CONNECT localhost:80", b"GET //[", b"OPTIONS *", b"TRACE /", b"GET /healthz"])
+async def test_odd_requests_are_answered_and_nothing_hangs(line: bytes, headers: bytes, before: bytes) -> None:
+    """Also as the second one, with something behind it: each gets one answer, or the end."""
+    async with running_server(echo) as server, attached(server) as other, connected(server) as (reader, writer):
+        writer.write(before + line + b" HTTP/1.1\r\n" + HOST + headers + b"\r\n" + b"hello" + ALIVE)
+        for _ in range(2 if before else 1):
+            assert (await read_answer(reader)).status in {200, 400, 404, 405}
+        assert await other.answer("still served") == "still served"
